@@ -1,0 +1,1 @@
+"""The processes of Dom0 and the control library they share."""

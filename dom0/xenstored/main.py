@@ -1,0 +1,102 @@
+"""xenstored: the wiring.
+
+    python -m dom0.xenstored --host NAME [--ready-fd N]    for a running host
+    python -m dom0.xenstored --standalone SOCKET           without a hypervisor: the socket only, nothing kept
+
+Standalone, every domain exists and has no ring: for tests, and to compare with other xenstored programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+
+from dom0.xenstored import sockets
+from dom0.xenstored.daemon import Daemon
+from dom0.xenstored.journal import JournalError
+from dom0.xenstored.restart import fire_all_watches
+from dom0.xenstored.xenstore import Xenstore
+from hyper.public.daemon import announce_ready, cancel_on_sigterm, configure_logging, harden, raise_fd_limit
+from hyper.public.errors import HypervisorGone, XenError
+from hyper.public.paths import HostPaths
+
+log = structlog.get_logger("xenstored")
+
+
+async def serve_host(paths: HostPaths, ready_fd: int | None = None) -> None:
+    """Serves a host until SIGTERM.
+
+    Raises: HypervisorGone, XenError, JournalError, OSError.
+    """
+    import hyper.guest  # the built part: not needed to stand alone
+    from dom0.xenstored import hypervisor
+
+    async with hyper.guest.connect(paths.control) as hyp:
+        xs, journal, known_rings, restarted = await hypervisor.open_store(hyp)
+        daemon = Daemon(xs, journal)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(cancel_on_sigterm, nursery.cancel_scope)
+            rings = hypervisor.Rings(hyp, daemon, nursery)
+            nursery.start_soon(daemon.keep_journal_short, partial(hyp.fd_put, hypervisor.STORE_NAME))
+            if restarted:
+                await rings.resume(known_rings)
+                fire_all_watches(xs)
+                daemon.settle()
+            await nursery.start(hypervisor.watch_domains, hyp, daemon)
+            with sockets.listening(paths.xenstored) as listener:
+                nursery.start_soon(sockets.serve, listener, daemon, rings.introduce)
+                log.info("serving", host=paths.name, nodes=len(xs.store.nodes), restarted=restarted)
+                announce_ready(ready_fd)
+                await trio.sleep_forever()
+    log.info("stopped")
+
+
+async def serve_standalone(path: Path, ready_fd: int | None = None) -> None:
+    """Serves the socket alone until SIGTERM."""
+    daemon = Daemon(Xenstore())
+
+    async def introduce() -> None:
+        while daemon.xs.introductions:
+            daemon.xs.finish_introduction(daemon.xs.introductions.pop(0))
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(cancel_on_sigterm, nursery.cancel_scope)
+        with sockets.listening(path) as listener:
+            nursery.start_soon(sockets.serve, listener, daemon, introduce)
+            announce_ready(ready_fd)
+            await trio.sleep_forever()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dom0.xenstored", description="The XenStore daemon.")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--host", help="host instance (default: $UMXEN_HOST, or 'default')")
+    where.add_argument("--standalone", type=Path, metavar="SOCKET", help="no hypervisor: serve this socket")
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to fd N when serving")
+    arguments = parser.parse_args(argv)
+    configure_logging()
+    status = 0
+    try:
+        harden()
+        raise_fd_limit()
+        if arguments.standalone:
+            trio.run(serve_standalone, arguments.standalone, arguments.ready_fd)
+        else:
+            trio.run(serve_host, HostPaths.from_environment(arguments.host), arguments.ready_fd)
+    except* (OSError, ValueError, JournalError, HypervisorGone, XenError) as errors:
+        for error in _leaves(errors):
+            print(f"xenstored: {error}", file=sys.stderr)
+        status = 1
+    return status
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

@@ -1,0 +1,1 @@
+"""hyper: the hypervisor of one host. See hyper/README.md."""

@@ -1,0 +1,134 @@
+"""The core as Python sees it. The only file that sees `ffi` and `lib` of `hyper._core`.
+
+`Core` is what machine.py needs; `load()` gives the real one. Tests bring their own. Results keep the core's
+convention: 0 or positive, or -XEN_E*; machine.py makes exceptions of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NewType, Protocol
+
+HvHandle = NewType("HvHandle", object)
+"""A machine: hv_t *."""
+ConnHandle = NewType("ConnHandle", object)
+"""A process of a process domain: hv_conn_t *."""
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """struct hv_config."""
+
+    nr_pcpus: int
+    memory_bytes: int
+    console_bytes: int
+    command_line: str
+    scheduler: str
+
+
+class Core(Protocol):
+    """The functions of core/hv.h."""
+
+    def create(self, config: CoreConfig) -> tuple[int, HvHandle | None]: ...
+    def start(self, hv: HvHandle) -> int: ...
+    def destroy(self, hv: HvHandle) -> None: ...
+    def statistics(self, hv: HvHandle) -> dict[str, int]: ...
+    def bank_fd(self, hv: HvHandle) -> int: ...
+    def bank_bytes(self, hv: HvHandle) -> int: ...
+    def console_write(self, hv: HvHandle, text: bytes) -> None: ...
+    def conn_create(self, hv: HvHandle, domid: int) -> tuple[int, ConnHandle | None]: ...
+    def conn_destroy(self, conn: ConnHandle) -> None: ...
+    def conn_set_arena(self, conn: ConnHandle, fd: int, nbytes: int) -> int: ...
+    def conn_hypercall(self, conn: ConnHandle, nr: int, args: tuple[int, ...]) -> int: ...
+    def conn_port_fds(self, conn: ConnHandle, port: int) -> tuple[int, int, int]:
+        """(result, upcall, doorbell)"""
+        ...
+
+
+class _Lib(Protocol):
+    """hv_* as cffi offers them; pointers are opaque."""
+
+    def hv_create(self, config: Any, out: Any) -> int: ...
+    def hv_start(self, hv: Any) -> int: ...
+    def hv_destroy(self, hv: Any) -> None: ...
+    def hv_get_statistics(self, hv: Any, out: Any) -> None: ...
+    def hv_bank_fd(self, hv: Any) -> int: ...
+    def hv_bank_bytes(self, hv: Any) -> int: ...
+    def hv_console_write(self, hv: Any, text: bytes, nbytes: int) -> None: ...
+    def hv_conn_create(self, hv: Any, domid: int, out: Any) -> int: ...
+    def hv_conn_destroy(self, conn: Any) -> None: ...
+    def hv_conn_set_arena(self, conn: Any, fd: int, nbytes: int) -> int: ...
+    def hv_conn_hypercall(self, conn: Any, nr: int, args: Any) -> int: ...
+    def hv_conn_port_fds(self, conn: Any, port: int, upcall: Any, doorbell: Any) -> int: ...
+
+
+def load() -> Core:
+    """The real core.
+
+    Raises: ImportError when the extension is not built.
+    """
+    from hyper._core import ffi, lib
+
+    return _CffiCore(ffi, lib)
+
+
+class _CffiCore:
+    def __init__(self, ffi: Any, lib: _Lib) -> None:
+        self._ffi = ffi
+        self._lib = lib
+
+    def create(self, config: CoreConfig) -> tuple[int, HvHandle | None]:
+        command_line = self._ffi.new("char[]", config.command_line.encode())
+        scheduler = self._ffi.new("char[]", config.scheduler.encode())
+        c_config = self._ffi.new(
+            "struct hv_config *",
+            {
+                "nr_pcpus": config.nr_pcpus,
+                "console_bytes": config.console_bytes,
+                "memory_bytes": config.memory_bytes,
+                "command_line": command_line,
+                "scheduler": scheduler,
+            },
+        )
+        out = self._ffi.new("hv_t **")
+        ret = self._lib.hv_create(c_config, out)
+        return ret, HvHandle(out[0]) if ret >= 0 else None
+
+    def start(self, hv: HvHandle) -> int:
+        return self._lib.hv_start(hv)
+
+    def destroy(self, hv: HvHandle) -> None:
+        self._lib.hv_destroy(hv)
+
+    def statistics(self, hv: HvHandle) -> dict[str, int]:
+        out = self._ffi.new("struct hv_statistics *")
+        self._lib.hv_get_statistics(hv, out)
+        return {name: getattr(out, name) for name, _ in self._ffi.typeof("struct hv_statistics").fields}
+
+    def bank_fd(self, hv: HvHandle) -> int:
+        return self._lib.hv_bank_fd(hv)
+
+    def bank_bytes(self, hv: HvHandle) -> int:
+        return self._lib.hv_bank_bytes(hv)
+
+    def console_write(self, hv: HvHandle, text: bytes) -> None:
+        self._lib.hv_console_write(hv, text, len(text))
+
+    def conn_create(self, hv: HvHandle, domid: int) -> tuple[int, ConnHandle | None]:
+        out = self._ffi.new("hv_conn_t **")
+        ret = self._lib.hv_conn_create(hv, domid, out)
+        return ret, ConnHandle(out[0]) if ret >= 0 else None
+
+    def conn_destroy(self, conn: ConnHandle) -> None:
+        self._lib.hv_conn_destroy(conn)
+
+    def conn_set_arena(self, conn: ConnHandle, fd: int, nbytes: int) -> int:
+        return self._lib.hv_conn_set_arena(conn, fd, nbytes)
+
+    def conn_hypercall(self, conn: ConnHandle, nr: int, args: tuple[int, ...]) -> int:
+        return self._lib.hv_conn_hypercall(conn, nr, self._ffi.new("uint64_t[6]", args))
+
+    def conn_port_fds(self, conn: ConnHandle, port: int) -> tuple[int, int, int]:
+        fds = self._ffi.new("int[2]", (-1, -1))
+        ret = self._lib.hv_conn_port_fds(conn, port, fds, fds + 1)
+        return ret, fds[0], fds[1]

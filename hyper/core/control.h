@@ -1,0 +1,14 @@
+/*
+ * What domctl and sysctl share.
+ */
+#ifndef UMXEN_CONTROL_H
+#define UMXEN_CONTROL_H
+#include "../public/domctl.h"
+#include "hypercall.h"
+
+void fill_domain_info(struct domain *d, struct xen_domctl_getdomaininfo *info);
+/* Bitmaps of at most 64 bits from and to the caller's, of whatever length that has; 0 or -XEN_EFAULT. */
+int bitmap_from_guest(uint64_t *bits, const struct xenctl_bitmap *map);
+int bitmap_to_guest(const struct xenctl_bitmap *map, uint64_t bits);
+static inline uint64_t all_cpus(const struct hv *hv) { return ~0ull >> (64 - hv->config.nr_pcpus); }
+#endif

@@ -1,0 +1,288 @@
+/*
+ * The same-ISA translator's own structures.
+ *
+ * Translated code runs with the guest's registers in the host's: all but four in place; guest rsp in host r15; guest
+ * r10, r11, r15 in memory; host r10, r11 are scratch; host rsp is a private shadow stack, where a guest call is a host
+ * call. The gs base points to the vCPU's struct engine_vcpu. XMM, x87 and MXCSR are the guest's own.
+ *
+ * Rooms: decode (../decode.c), emit.h (bytes of host instructions), translate.c (a block), trampolines.c (generated ways in
+ * and out), mmu.c (page walk, soft TLB, guest accesses), blocks.c (the code cache, links, invalidation), helpers.c (what
+ * generated code calls), interpret.c (rare instructions), runtime.c (the run loop, host faults, the engine's table).
+ *
+ * Locks: the domain lock guards the code cache and all books in struct engine_domain. The soft TLB and jump cache of a
+ * vCPU belong to its thread while it is in_guest, and to whoever holds the domain lock and has quiesced otherwise; single
+ * jump-cache slots may be reset by the lock's holder at any time.
+ */
+#ifndef UMXEN_DBT_H
+#define UMXEN_DBT_H
+#include "cpu/decode.h"
+#include "domain.h"
+#include "machine.h"
+
+/* ---- soft TLB --------------------------------------------------------------------------------------------------- */
+
+#define TLB_BITS 12 /* 4,096 entries suffice: more did not pay */
+#define TLB_ENTRIES (1 << TLB_BITS)
+
+/* The tags are the negated page address, so that adding one to an address leaves the offset in the page, and a single
+ * unsigned compare with 4096 - size says hit, right page and no page crossing. */
+struct tlb_entry {
+    uint64_t read_tag, write_tag;
+    uint8_t *host; /* of the page */
+    uint64_t spare;
+};
+#define TLB_NO_TAG 0x0000800000001000ull /* no canonical page gives an offset below 4096 */
+
+/* Jump cache: where to go for a guest pc. Slots point to a block's checked entry, or to the miss trampoline. */
+#define JUMP_BITS 15
+#define JUMP_ENTRIES (1 << JUMP_BITS)
+
+#define TLB_LOG 512   /* slots used since the last flush, so that a flush touches few */
+#define JUMP_LOG 1024
+
+/* Why generated code came back. */
+enum dbt_exit {
+    DBT_LINK = 0, /* a direct jump without a target yet: engine_vcpu.link */
+    DBT_INDIRECT, /* jump-cache miss at cpu.rip */
+    DBT_SPECIAL,  /* the instruction at rip must run alone, through the bounce buffer */
+    DBT_PAGE_FAULT,
+    DBT_POLL,
+    DBT_SYSCALL,
+    DBT_INVALID,
+    DBT_PRIVILEGED,
+    DBT_RARE,
+    DBT_DIVIDE,
+    DBT_GP,
+    DBT_STACK,
+    DBT_X87,
+    DBT_SIMD,
+    DBT_ALIGNMENT,
+    DBT_NO_DEVICE,
+    DBT_EXITS
+};
+
+/* What generated code calls (helpers.c). */
+enum helper {
+    HELP_ACCESS,       /* a guest address missed the TLB: r10 vaddr, r11 SLOW_*; returns the host address */
+    HELP_STRING,       /* r11: opcode | size << 8 | repeat << 16 */
+    HELP_STRING_ALONE, /* the same in a single-step block: may take the lock to store to code */
+    HELP_COMMIT,       /* the store waiting in the bounce buffer */
+    HELP_PUSHF,
+    HELP_POPF,
+    HELP_IRET,
+    HELP_FXSAVE,       /* r10: vaddr */
+    HELP_FXRSTOR,
+    NR_HELPERS
+};
+
+struct block;
+struct link;
+
+/* Per vCPU; the gs base of translated code. */
+struct engine_vcpu {
+    struct cpu_state cpu; /* first: its registers are at gs:0 */
+    uint64_t scratch0, scratch1;
+    uint64_t self;
+    uint64_t host_rsp;         /* C's stack while in translated code */
+    uint64_t shadow_rsp;       /* the other way round */
+    uint64_t entry;            /* where enter jumps */
+    struct link *link;
+    uint64_t exit;             /* enum dbt_exit */
+    _Atomic(uint32_t *) poll;  /* loaded through by blocks that end in a back edge; a kick makes it point to a guard page */
+    uint32_t poll_target;
+    uint32_t pad;
+    uint64_t (*helper[NR_HELPERS])(struct engine_vcpu *, uint64_t, uint64_t); /* 0: leave, e->exit says why */
+    uint8_t xmm[16][16] __attribute__((aligned(16)));
+    uint8_t bounce[144] __attribute__((aligned(16))); /* the largest operand, 108 bytes, at any alignment */
+    uint64_t bounce_vaddr, bounce_bytes; /* a store waiting for dbt_commit_store; 0 bytes: none */
+
+    struct vcpu *vcpu;
+    uint8_t *root[2];          /* host address of the L4 table by mode; NULL: none */
+    uint64_t loaded_user_root; /* whose translations the user TLB holds */
+    uint64_t shadow_top[2], shadow_saved; /* by mode; of the mode that isn't running */
+    bool fpu_disabled;
+    bool fpu_valid;
+    bool single_step;          /* run one instruction as a block of its own next */
+    bool page_table_write;     /* and its store goes to a page table, through pv_ptwr_write */
+    bool page_table_refused;   /* which was refused: the guest gets its fault */
+    bool bounce_is_page_table;
+    uint8_t fpu[512] __attribute__((aligned(16))); /* fxsave image while off the CPU */
+    struct engine_statistics stats;
+
+    uint32_t tlb_log[2][TLB_LOG], nr_tlb_log[2];
+    uint32_t jump_log[2][JUMP_LOG], nr_jump_log[2];
+    struct tlb_entry tlb[2][TLB_ENTRIES]; /* by mode: 0 kernel, 1 user */
+    uint64_t jump[2][JUMP_ENTRIES];
+};
+
+/* ---- blocks ----------------------------------------------------------------------------------------------------- */
+
+/* What makes the same bytes translate differently. */
+enum block_mode { MODE_USER = 1, MODE_SINGLE = 2, MODE_NO_FPU = 4 };
+
+/* A direct jump out of a block: a rel32 at `patch` that goes to `stub` until it is linked. */
+struct link {
+    uint8_t *patch, *stub;
+    struct block *owner, *to;
+    struct link *next_incoming;
+    uint64_t pc;
+};
+
+#define BLOCK_LINKS 2
+struct block {
+    uint64_t pc;
+    uint8_t *entry;         /* for direct jumps: flags in the host's */
+    uint8_t *checked_entry; /* for indirect ones: compares r10 with pc first, flags saved */
+    uint8_t *end;
+    mfn_t mfn, mfn2;        /* frames of its bytes; mfn2 invalid unless it straddles */
+    struct block *hash_next;
+    struct link links[BLOCK_LINKS], *incoming;
+    uint16_t bytes;
+    uint8_t nr_links, mode;
+    bool dead;
+};
+
+struct page_blocks { struct block *block; struct page_blocks *next; };
+
+#define BLOCK_HASH_BITS 15
+#define HOT_BYTES (48u << 20)
+#define COLD_BYTES (48u << 20)
+#define CACHE_BYTES (HOT_BYTES + COLD_BYTES)
+#define SHADOW_BYTES (256u << 10) /* a guard page lies below */
+#define MAX_BLOCKS (1u << 18)
+#define MAX_FAULT_POINTS (1u << 20)
+
+/* Host addresses of the trampolines, at the start of each domain's code cache. */
+struct trampolines {
+    uint8_t *enter;              /* enter_fn: C's way in, to any entry */
+    uint8_t *enter_indirect[2];  /* an entry for it: through the jump cache to cpu.rip; by mode */
+    uint8_t *jump_indirect[2];   /* r10: guest target, flags saved */
+    uint8_t *jump_miss;          /* where empty jump-cache slots point */
+    uint8_t *helper[NR_HELPERS]; /* r10, r11: arguments; comes back, or leaves when the helper says so */
+    uint8_t *exit_direct;        /* leave: flags are in the host's, registers live */
+    uint8_t *exit_saved;         /* leave: flags are saved, registers live */
+    uint8_t *poll, *underflow, *end;
+};
+
+/* Per domain: the code cache and its books, all guarded by the domain lock. */
+struct engine_domain {
+    struct domain *domain;
+    uint8_t *cache, *hot, *cold, *hot_start, *cold_start, *cold_end, *hot_end;
+    struct trampolines tr;
+    uint32_t *guard;                /* an inaccessible page: where a kicked vCPU's poll pointer points */
+    struct block *blocks;           /* in order of their host address */
+    uint32_t nr_blocks;
+    struct block **hash;
+    struct page_blocks **page_list; /* by mfn - sparse */
+    struct page_blocks *page_pool, *page_free;
+    uint32_t nr_page_pool;
+    /* Host offset -> guest pc of instructions that may raise an exception on the host; sorted, append-only. */
+    uint32_t *fault_offset;
+    uint64_t *fault_pc;
+    _Atomic uint32_t nr_faults;
+    uint64_t liveness_generation;
+    bool kernel_low_code;           /* kernel code was run below the high half */
+    uint8_t ungroup[1 << 12];       /* failures of grouped stack accesses by hashed pc: see group_failed */
+    uint64_t top_l4_entry;          /* last seen entry 511: chains across pages rest on it */
+    struct engine_statistics stats;
+};
+
+/* Code at or above this in guest kernel mode may be chained directly across pages: every removal of a mapping there passes
+ * through the hypervisor (unmap_code). User code and low addresses change with CR3. */
+#define CHAIN_START 0xffffffff80000000ull
+
+static inline unsigned mode_index(const struct engine_vcpu *e) { return e->cpu.user_mode; }
+static inline uint64_t page_of(uint64_t vaddr) { return vaddr & PAGE_MASK; }
+static inline unsigned tlb_index(uint64_t vaddr) { return (vaddr >> PAGE_SHIFT) & (TLB_ENTRIES - 1); }
+static inline unsigned jump_index(uint64_t pc) { return (pc ^ (pc >> 12)) & (JUMP_ENTRIES - 1); }
+static inline struct hv *engine_hv(const struct engine_vcpu *e) { return e->vcpu->domain->hv; }
+
+/* ---- mmu.c ------------------------------------------------------------------------------------------------------ */
+enum access_kind { ACCESS_READ = 0, ACCESS_WRITE = 1, ACCESS_FETCH = 2 };
+/* Host address of a guest byte; NULL after a fault, described in cpu.fault_*. Sets accessed and dirty bits. */
+uint8_t *mmu_walk(struct engine_vcpu *e, uint64_t vaddr, enum access_kind kind, struct page_info **pg);
+/* True when a grouped push or pop at pc has failed too often to try again. */
+static inline uint8_t *ungroup_slot(struct engine_domain *ed, uint64_t pc)
+{
+    return &ed->ungroup[pc * 0x9e3779b97f4a7c15ull >> 52];
+}
+#define UNGROUP_AFTER 4
+
+static inline struct page_info *frame_page(struct hv *hv, mfn_t mfn) { return &hv->frame_table[mfn_x(mfn)]; }
+static inline uint8_t *frame_host(struct hv *hv, mfn_t mfn) { return hv->bank_base + (mfn_x(mfn) << PAGE_SHIFT); }
+static inline mfn_t host_frame(struct hv *hv, const uint8_t *host)
+{
+    return _mfn((uint64_t)(host - hv->bank_base) >> PAGE_SHIFT);
+}
+static inline bool frame_has_code(const struct page_info *pg)
+{
+    return pg && (__atomic_load_n(&pg->flags, __ATOMIC_RELAXED) & PGC_code);
+}
+/* memcpy without vector registers: they are the guest's while helpers run. */
+static inline void copy_plain(void *to, const void *from, size_t n)
+{
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+}
+
+/* Frame of the code at pc; INVALID_MFN after a fault. */
+mfn_t mmu_fetch_frame(struct engine_vcpu *e, uint64_t pc);
+/* As mmu_walk, through the TLB; a store to a frame with code answers NULL and FAULT_CODE_FRAME. */
+uint8_t *mmu_access(struct engine_vcpu *e, uint64_t vaddr, bool write);
+/* Little-endian values of 1 to 8 bytes, across pages too; a store checks all of it before it writes any. */
+bool mmu_load(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t *value);
+bool mmu_store(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t value);
+/* A missed access of generated code: the host address, or 0 with e->exit set. `what`: SLOW_*. */
+uint64_t mmu_slow_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what);
+/* The exit that reports cpu.fault_*. */
+enum dbt_exit mmu_fault_exit(const struct engine_vcpu *e);
+bool mmu_read(struct engine_vcpu *e, uint64_t vaddr, void *to, size_t bytes);
+bool mmu_write(struct engine_vcpu *e, uint64_t vaddr, const void *from, size_t bytes);
+void mmu_flush_mode(struct engine_vcpu *e, unsigned mode);
+void mmu_flush_user_half(struct engine_vcpu *e);
+void mmu_drop_page(struct engine_vcpu *e, uint64_t vaddr);
+void mmu_drop_host_page(struct engine_vcpu *e, const uint8_t *host, bool all);
+void mmu_init(struct engine_vcpu *e);
+void jump_clear(struct engine_vcpu *e, unsigned mode);
+void jump_set(struct engine_vcpu *e, unsigned mode, uint64_t pc, const uint8_t *entry);
+
+/* ---- blocks.c (domain lock held) -------------------------------------------------------------------------------- */
+struct block *block_lookup(struct engine_vcpu *e, uint64_t pc, unsigned mode);
+/* A new, empty block; flushes the cache when it is full (then every link and shadow stack is void). */
+struct block *block_alloc(struct engine_vcpu *e, uint64_t pc, unsigned mode);
+void block_publish(struct engine_domain *ed);
+void block_insert(struct engine_domain *ed, struct block *b);
+void block_link(struct link *l, struct block *to);
+void block_kill_frame(struct engine_domain *ed, mfn_t mfn);
+void block_unlink_frame(struct engine_domain *ed, mfn_t mfn); /* cuts the jumps into its blocks, keeps them */
+void block_unlink_all(struct engine_domain *ed);
+struct block *block_by_host(struct engine_domain *ed, uint64_t host_pc);
+/* Marks a frame as holding translated code: no TLB may write it without asking. */
+void code_frame_register(struct engine_vcpu *e, mfn_t mfn);
+/* A store to, or change of, a frame with code. */
+void code_frame_written(struct domain *d, struct page_info *pg);
+void cache_flush(struct engine_vcpu *e);
+int cache_create(struct engine_domain *ed);
+void cache_destroy(struct engine_domain *ed);
+void fault_point_add(struct engine_domain *ed, const uint8_t *host, uint64_t pc);
+bool fault_point_find(struct engine_domain *ed, uint64_t host, uint64_t *pc);
+void revoke_write_tag(struct domain *d, struct vcpu *curr, struct page_info *pg);
+
+/* ---- translate.c (domain lock held) ----------------------------------------------------------------------------- */
+/* NULL after a fetch fault. */
+struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode);
+
+/* ---- trampolines.c ---------------------------------------------------------------------------------------------- */
+void trampolines_emit(struct engine_domain *ed);
+typedef void enter_fn(struct engine_vcpu *e, const uint8_t *entry);
+
+/* ---- helpers.c: called from generated code on C's stack, without SSE -------------------------------------------- */
+/* Flags in `what` of slow_access. */
+enum { SLOW_SIZE = 0xff, SLOW_WRITE = 0x100, SLOW_SPECIAL = 0x200, SLOW_GROUP = 0x400 };
+void helpers_init(struct engine_vcpu *e);
+
+/* ---- interpret.c ------------------------------------------------------------------------------------------------ */
+/* One unprivileged instruction at rip. 0: done; else the exit to take. */
+int interpret_rare(struct engine_vcpu *e);
+
+void shadow_stack_reset(struct engine_vcpu *e);
+#endif

@@ -1,0 +1,157 @@
+/*
+ * The ways into and out of translated code, generated at the start of each domain's code cache so that every jump to
+ * them is a rel32.
+ *
+ * Two stacks: C's, and the shadow stack on which guest calls are host calls. Two states of the flags: in the host's, or
+ * saved in cpu.status as lahf and seto leave them. `add al, 127; sahf` puts them back: the sum overflows iff bit 0 was set.
+ */
+#include "cpu/dbt/dbt.h"
+#include "cpu/dbt/emit.h"
+
+#define OFFSET(field) ((uint32_t)offsetof(struct engine_vcpu, field))
+
+/* Guest registers and where they live on the host while translated code runs. */
+static const struct { uint8_t guest, host; } live[] = {
+    {RAX, H_RAX}, {RCX, H_RCX}, {RDX, H_RDX}, {RBX, H_RBX}, {RSP, H_R15}, {RBP, H_RBP}, {RSI, H_RSI},
+    {RDI, H_RDI}, {R8, H_R8},   {R9, H_R9},   {R12, H_R12}, {R13, H_R13}, {R14, H_R14},
+};
+
+static void save_registers(struct emitter *m)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(live); i++)
+        emit_store_gs(m, OFFSET(cpu.regs) + 8 * live[i].guest, live[i].host);
+}
+
+static void load_registers(struct emitter *m)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(live); i++)
+        emit_load_gs(m, live[i].host, OFFSET(cpu.regs) + 8 * live[i].guest);
+}
+
+/* movups between xmm0-15 and the vCPU that `base` points to. */
+static void move_xmm(struct emitter *m, unsigned base, bool store)
+{
+    for (unsigned i = 0; i < 16; i++) {
+        if (i & 8)
+            emit1(m, 0x44);
+        emit1(m, 0x0f);
+        emit1(m, store ? 0x11 : 0x10);
+        emit1(m, 0x80 | (i & 7) << 3 | base);
+        emit4(m, OFFSET(xmm) + 16 * i);
+    }
+}
+
+static void patch_rel32(uint8_t *at, const uint8_t *target)
+{
+    int32_t rel = (int32_t)(target - (at + 4));
+    memcpy(at, &rel, 4);
+}
+
+static void save_flags_from_host(struct emitter *m) /* rax is free */
+{
+    EMIT(m, "\x9f\x0f\x90\xc0\x0f\xb7\xc0"); /* lahf; seto al; movzx eax, ax */
+    emit_store_gs(m, OFFSET(cpu.status), H_RAX);
+}
+
+static void emit_enter(struct emitter *m, struct trampolines *tr)
+{
+    tr->enter = m->p;
+    EMIT(m, "\x53\x55\x41\x54\x41\x55\x41\x56\x41\x57\x48\x83\xec\x08"); /* push rbx rbp r12-r15; sub rsp, 8 */
+    emit_store_gs(m, OFFSET(host_rsp), H_RSP);
+    emit_store_gs(m, OFFSET(entry), H_RSI);
+    move_xmm(m, H_RDI, false);
+    emit_load_gs(m, H_RSP, OFFSET(shadow_rsp));
+    emit_load_gs(m, H_RAX, OFFSET(cpu.status));
+    EMIT(m, "\x04\x7f\x9e"); /* add al, 127; sahf */
+    load_registers(m);
+    emit_gs(m, false, 0xff, 4, OFFSET(entry)); /* jmp gs:[entry] */
+}
+
+static uint8_t *emit_exits(struct emitter *m, struct trampolines *tr)
+{
+    tr->poll = m->p;
+    emit_store_gs_imm(m, OFFSET(exit), DBT_POLL);
+    tr->exit_direct = m->p;
+    save_registers(m);
+    save_flags_from_host(m);
+    emit1(m, 0xe9); /* jmp stored */
+    uint8_t *to_stored = m->p;
+    emit4(m, 0);
+    tr->underflow = m->p; /* a guest return without its call: the sentinel is the last word of the shadow stack */
+    EMIT(m, "\x48\x8d\x64\x24\xf8"); /* lea rsp, [rsp-8]: keep it there */
+    tr->jump_miss = m->p;
+    emit_store_gs(m, OFFSET(cpu.rip), H_R10);
+    emit_store_gs_imm(m, OFFSET(exit), DBT_INDIRECT);
+    tr->exit_saved = m->p;
+    save_registers(m);
+    uint8_t *stored = m->p;
+    patch_rel32(to_stored, stored);
+    emit_store_gs(m, OFFSET(shadow_rsp), H_RSP);
+    emit_load_gs(m, H_RSP, OFFSET(host_rsp));
+    emit_load_gs(m, H_RAX, OFFSET(self));
+    move_xmm(m, H_RAX, true);
+    EMIT(m, "\x48\x83\xc4\x08\x41\x5f\x41\x5e\x41\x5d\x41\x5c\x5d\x5b\xc3"); /* add rsp, 8; pop r15-r12 rbp rbx; ret */
+    return stored;
+}
+
+/* Calls a helper on C's stack with (self, r10, r11). Its result goes to r11, r10 becomes 0: host address as r11 + r10. */
+static void emit_helper(struct emitter *m, struct trampolines *tr, enum helper h, const uint8_t *stored, bool full)
+{
+    tr->helper[h] = m->p;
+    if (full)
+        emit1(m, 0x9c); /* pushfq: on the shadow stack */
+    save_registers(m);
+    emit_load_gs(m, H_RDI, OFFSET(self));
+    emit_mov(m, H_RSI, H_R10);
+    emit_mov(m, H_RDX, H_R11);
+    emit_store_gs(m, OFFSET(shadow_rsp), H_RSP);
+    emit_load_gs(m, H_RSP, OFFSET(host_rsp));
+    if (full)
+        move_xmm(m, H_RDI, true);
+    emit_gs(m, false, 0xff, 2, OFFSET(helper) + 8 * h); /* call gs:[helper] */
+    if (full) {
+        emit_load_gs(m, H_RDI, OFFSET(self));
+        move_xmm(m, H_RDI, false);
+    }
+    emit_load_gs(m, H_RSP, OFFSET(shadow_rsp));
+    emit_mov(m, H_R11, H_RAX);
+    EMIT(m, "\x48\x85\xc0\x0f\x84"); /* test rax, rax; jz leave */
+    uint8_t *leave = m->p;
+    emit4(m, 0);
+    load_registers(m);
+    EMIT(m, "\x45\x31\xd2"); /* xor r10d, r10d */
+    if (full)
+        emit1(m, 0x9d); /* popfq */
+    emit1(m, 0xc3);
+    patch_rel32(leave, m->p);
+    emit_lea(m, H_RSP, H_RSP, -1, full ? 16 : 8); /* drop the return address (and flags) */
+    emit_jmp(m, stored);
+}
+
+static void emit_jump_indirect(struct emitter *m, struct trampolines *tr, unsigned mode)
+{
+    tr->enter_indirect[mode] = m->p;
+    emit_load_gs(m, H_R10, OFFSET(cpu.rip));
+    tr->jump_indirect[mode] = m->p;
+    emit_load_gs(m, H_R11, OFFSET(poll));
+    EMIT(m, "\x45\x8b\x1b"); /* mov r11d, [r11]: faults when kicked */
+    emit_mov(m, H_R11, H_R10);
+    EMIT(m, "\x49\xc1\xeb\x0c\x45\x31\xd3\x41\x81\xe3"); /* shr r11, 12; xor r11d, r10d; and r11d, mask */
+    emit4(m, JUMP_ENTRIES - 1);
+    EMIT(m, "\x65\x42\xff\x24\xdd"); /* jmp gs:[r11 * 8 + table] */
+    emit4(m, OFFSET(jump) + mode * JUMP_ENTRIES * 8);
+}
+
+void trampolines_emit(struct engine_domain *ed)
+{
+    struct emitter m = {ed->cache};
+    struct trampolines *tr = &ed->tr;
+    emit_enter(&m, tr);
+    uint8_t *stored = emit_exits(&m, tr);
+    for (unsigned h = 0; h < NR_HELPERS; h++)
+        emit_helper(&m, tr, h, stored, h == HELP_COMMIT || h == HELP_STRING_ALONE || h == HELP_FXSAVE || h == HELP_FXRSTOR);
+    emit_jump_indirect(&m, tr, 0);
+    emit_jump_indirect(&m, tr, 1);
+    tr->end = m.p;
+    ASSERT(tr->end <= (uint8_t *)ed->guard);
+}

@@ -1,0 +1,67 @@
+/*
+ * The x86-64 decoder: bytes to struct insn, and nothing else. Tables say for each opcode what a translator must know:
+ * which operands are general registers, what is read and written, how many bytes of memory, which status flags.
+ *
+ * Used by the translator and by the PV emulator. Anything the tables don't know is INSN_INVALID: an instruction that we
+ * do not advertise in CPUID must not run, and one whose memory operand we can't size would reach past its page.
+ */
+#ifndef UMXEN_DECODE_H
+#define UMXEN_DECODE_H
+#include <stdbool.h>
+#include <stdint.h>
+
+#define INSN_MAX_BYTES 15
+
+enum insn_kind {
+    INSN_INVALID,   /* #UD */
+    INSN_GENERAL,   /* ModRM form: run as it is, with operands replaced */
+    INSN_REG_OPCODE, /* register in the opcode's low bits: mov r,imm; xchg rax,r; bswap */
+    INSN_VERBATIM,  /* touches only rax, rdx, flags or the FPU: copied */
+    INSN_NOP,
+    INSN_LEA,
+    INSN_JCC, INSN_JMP, INSN_JMP_INDIRECT, INSN_CALL, INSN_CALL_INDIRECT, INSN_RET, INSN_JRCXZ,
+    INSN_PUSH_REG, INSN_POP_REG, INSN_PUSH_IMM, INSN_PUSH_RM, INSN_POP_RM, INSN_LEAVE,
+    INSN_PUSHF, INSN_POPF,
+    INSN_STRING,
+    INSN_CLD, INSN_STD,
+    INSN_MOV_FROM_SEG,
+    INSN_FXSAVE, INSN_FXRSTOR,
+    INSN_IRET,
+    INSN_RARE,       /* unprivileged but rare: interpreted (xlat, loop, enter, moffs, 16-bit stack operations, ...) */
+    INSN_PRIVILEGED, /* the hypervisor decides: emulation or a fault */
+    INSN_SYSCALL,
+};
+
+enum access { REG_GPR = 1, REG_READ = 2, REG_WRITE = 4, RM_GPR = 8, RM_READ = 16, RM_WRITE = 32 };
+
+struct insn {
+    uint64_t pc;
+    uint64_t target;     /* of direct jumps and calls */
+    int64_t imm;
+    int32_t disp;
+    uint16_t flags_read; /* X86_STATUS bits: read, certainly overwritten, possibly changed */
+    uint16_t flags_kill;
+    uint16_t flags_touch;
+    uint8_t length, kind, map, opcode; /* map: 0 one byte, 1 0f, 2 0f38, 3 0f3a */
+    uint8_t operand_size;              /* 1, 2, 4, 8 */
+    uint8_t memory_size;               /* bytes the ModRM memory operand touches */
+    uint8_t imm_bytes;
+    uint8_t access;                    /* enum access */
+    uint8_t rex, segment;              /* segment: 0, or 1 + SREG_FS / SREG_GS override */
+    bool prefix_66, prefix_f3, prefix_f2, prefix_lock, address_32;
+    bool has_modrm, rip_relative;
+    bool reg_is_byte, rm_is_byte;      /* byte registers: 4-7 without REX are ah ch dh bh */
+    bool fpu;                          /* x87, MMX or SSE: #NM while CR0.TS */
+    bool may_fault;                    /* can raise an exception of its own on the host (#DE, #GP, #XM, #MF) */
+    uint8_t modrm, mod, reg, rm, scale;
+    int8_t base, index;                /* -1: none */
+};
+
+/* Decodes the instruction at `bytes` (at least INSN_MAX_BYTES readable) as if it lay at pc. Always sets length to 1..15;
+ * longer or unknown ones are INSN_INVALID. */
+void decode(struct insn *insn, const uint8_t *bytes, uint64_t pc);
+
+static inline bool insn_is_memory(const struct insn *i) { return i->has_modrm && i->mod != 3; }
+/* True when no instruction after it belongs to the same block. */
+bool insn_ends_block(const struct insn *i);
+#endif

@@ -1,0 +1,39 @@
+/*
+ * Event channels. Port tables of all domains are guarded by hv->event_lock; the pending and mask bits in shared_info
+ * are shared with guests and touched atomically only (evtchn_2l.c).
+ */
+#ifndef UMXEN_EVENT_H
+#define UMXEN_EVENT_H
+#include "base.h"
+
+struct hv;
+struct domain;
+struct vcpu;
+struct hv_conn;
+
+int evtchn_init(struct domain *d);
+void evtchn_destroy(struct domain *d);
+int64_t do_event_channel_op(struct vcpu *curr, struct domain *caller, struct hv_conn *conn, uint64_t cmd, uint64_t arg);
+/* EVTCHNOP_send without a hypercall: from the doorbell thread and backends. */
+int evtchn_send(struct domain *d, uint32_t port);
+/* The doorbell of the port that `key` names was rung, if it is still that port. */
+void evtchn_doorbell(struct hv *hv, uint64_t key);
+/* The eventfds of a port of this connection, made at the first call. */
+int evtchn_port_fds(struct hv_conn *conn, uint32_t port, int *upcall, int *doorbell);
+/* Closes all ports of a dying domain. */
+void evtchn_close_all(struct domain *d);
+/* Raises a virq. Per-vCPU ones (VIRQ_TIMER, VIRQ_DEBUG) on `v`; global ones wherever they are bound. */
+void send_vcpu_virq(struct vcpu *v, uint32_t virq);
+void send_global_virq(struct hv *hv, uint32_t virq);
+/* Every port a dead connection owned is closed; the other ends become unbound. */
+void evtchn_close_conn(struct hv_conn *conn);
+/* True when an upcall is pending and not masked. Reads shared memory without a lock. */
+bool vcpu_event_pending(const struct vcpu *v);
+/* evtchn_2l.c: sets a port pending for its vCPU, sets the selector and the upcall, wakes or kicks. event_lock held. */
+void evtchn_2l_set_pending(struct vcpu *v, uint32_t port);
+void evtchn_2l_clear_pending(struct domain *d, uint32_t port);
+void evtchn_2l_unmask(struct vcpu *v, uint32_t port);
+bool evtchn_2l_is_pending(const struct domain *d, uint32_t port);
+/* After VCPUOP_register_vcpu_info moved the info: everything may have been missed. */
+void evtchn_2l_resync(struct vcpu *v);
+#endif

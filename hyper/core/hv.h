@@ -1,0 +1,56 @@
+/*
+ * What Python calls: the whole interface of the core, and nothing of its inside.
+ *
+ * Every function returns 0 or a positive result, or -XEN_E* (public/errno.h). A call made on the control thread
+ * returns within about 100 us; anything longer answers -XEN_ERESTART and goes on where it was when called again
+ * with the same arguments.
+ *
+ * The part between the two marker comments is read by cffi as well: no #if, no function-like macro there.
+ */
+#ifndef UMXEN_HV_H
+#define UMXEN_HV_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+typedef struct hv hv_t;
+typedef struct hv_conn hv_conn_t;
+
+struct hv_config {
+    uint32_t nr_pcpus;        /* physical CPUs, one thread each; 1..64 */
+    uint32_t console_bytes;   /* hypervisor console ring, a power of two; 0: 64 KiB */
+    uint64_t memory_bytes;    /* size of the main bank, a multiple of 2 MiB */
+    const char *command_line; /* xen_commandline of `xm info`; copied */
+    const char *scheduler;    /* "credit" or "null" */
+};
+
+struct hv_statistics {
+    uint64_t total_frames, free_frames;
+    uint32_t nr_domains, nr_conns, nr_ports, nr_grant_maps;
+};
+
+/* A machine: banks, frame table, Dom0. No thread runs before hv_start. */
+int hv_create(const struct hv_config *config, hv_t **out);
+int hv_start(hv_t *hv);
+/* Stops the pCPU threads, destroys every domain and frees all. Never fails; NULL is allowed. */
+void hv_destroy(hv_t *hv);
+void hv_get_statistics(hv_t *hv, struct hv_statistics *out);
+/* The memfd of machine memory: frame mfn lies at byte mfn << 12. Owned by the machine. */
+int hv_bank_fd(hv_t *hv);
+uint64_t hv_bank_bytes(hv_t *hv);
+
+/* A process of a process domain. domid 0 is Dom0. */
+int hv_conn_create(hv_t *hv, uint16_t domid, hv_conn_t **out);
+/* Closes its ports, unmaps its grants, drops its arena. */
+void hv_conn_destroy(hv_conn_t *conn);
+/* The client's sealed memfd: guest handles of this connection's hypercalls are byte offsets in it. The fd is duplicated. */
+int hv_conn_set_arena(hv_conn_t *conn, int fd, uint64_t bytes);
+int64_t hv_conn_hypercall(hv_conn_t *conn, uint64_t nr, const uint64_t args[6]);
+/* The two eventfds of a port this connection has bound. `upcall` is readable when the port is pending; a write to
+ * `doorbell` is EVTCHNOP_send. Both stay the core's: hand on duplicates (SCM_RIGHTS makes them). */
+int hv_conn_port_fds(hv_conn_t *conn, uint32_t port, int *upcall, int *doorbell);
+
+/* Text of the hypervisor console is read through XEN_SYSCTL_readconsole; this appends a line to it. */
+void hv_console_write(hv_t *hv, const char *text, size_t bytes);
+/* cffi: end */
+#endif

@@ -1,0 +1,459 @@
+/*
+ * Instructions that CPL 3 may not do, or whose result is the hypervisor's to choose: decoded at rip, done or refused with
+ * #GP as Xen does for a PV guest.
+ */
+#include "cpu/operand.h"
+#include "hypercall.h"
+#include "machine.h"
+
+enum { UD = 6, GP = 13 };
+
+/* One emulation. Every step may fail with an exception, after which nothing else happens. */
+struct emulation {
+    struct vcpu *v;
+    struct cpu_state *c;
+    struct insn insn;
+    uint64_t next;
+};
+
+static bool raise_gp(struct emulation *m, uint32_t error)
+{
+    pv_inject_exception(m->v, GP, true, error);
+    return false;
+}
+
+static bool raise_fault(struct emulation *m)
+{
+    if (m->c->fault_error == FAULT_NOT_CANONICAL)
+        return raise_gp(m, 0);
+    pv_inject_page_fault(m->v, m->c->fault_vaddr, m->c->fault_error);
+    return false;
+}
+
+static bool load(struct emulation *m, uint64_t vaddr, void *to, size_t bytes)
+{
+    return engine()->read(m->v, vaddr, to, bytes) || raise_fault(m);
+}
+
+static bool store(struct emulation *m, uint64_t vaddr, const void *from, size_t bytes)
+{
+    return engine()->write(m->v, vaddr, from, bytes) || raise_fault(m);
+}
+
+static uint64_t address(const struct emulation *m) { return operand_address(m->c, &m->insn); }
+
+/* ---- segments --------------------------------------------------------------------------------------------------- */
+
+static bool load_segment(struct emulation *m, unsigned sreg, uint16_t selector)
+{
+    uint64_t d = 0;
+    if (sreg == SREG_CS || sreg >= NR_SREGS) {
+        pv_inject_exception(m->v, UD, false, 0);
+        return false;
+    }
+    bool null = !(selector & ~3);
+    if (null && sreg == SREG_SS && (selector & 3) != 3)
+        return raise_gp(m, 0);
+    if (!null && (!pv_read_descriptor(m->v, selector, &d) || !(d >> 44 & 1)))
+        return raise_gp(m, selector & ~3u);
+    if (!null && !(d >> 47 & 1)) {
+        pv_inject_exception(m->v, sreg == SREG_SS ? 12 : 11, true, selector & ~3u); /* #SS, #NP */
+        return false;
+    }
+    uint64_t base = ((d >> 16) & 0xffffff) | (d >> 56) << 24;
+    m->c->sreg[sreg] = selector;
+    if (sreg == SREG_FS)
+        m->c->fs_base = base;
+    else if (sreg == SREG_GS)
+        m->c->gs_base = base;
+    return true;
+}
+
+static bool mov_to_segment(struct emulation *m)
+{
+    uint16_t selector = m->c->regs[m->insn.rm];
+    if (m->insn.mod != 3 && !load(m, address(m), &selector, 2))
+        return false;
+    return load_segment(m, m->insn.reg & 7, selector);
+}
+
+static bool push_segment(struct emulation *m, unsigned sreg)
+{
+    uint64_t value = m->c->sreg[sreg], rsp = m->c->regs[RSP] - 8;
+    if (!store(m, rsp, &value, 8))
+        return false;
+    m->c->regs[RSP] = rsp;
+    return true;
+}
+
+static bool pop_segment(struct emulation *m, unsigned sreg)
+{
+    uint64_t value;
+    if (!load(m, m->c->regs[RSP], &value, 8) || !load_segment(m, sreg, value))
+        return false;
+    m->c->regs[RSP] += 8;
+    return true;
+}
+
+/* A code segment a far transfer may go to: a 64-bit one, since compatibility mode isn't built. */
+static bool check_code_selector(struct emulation *m, uint16_t selector)
+{
+    uint64_t d;
+    if (!pv_read_descriptor(m->v, selector, &d) || (d >> 43 & 3) != 3 || !(d >> 47 & 1) || !(d >> 53 & 1))
+        return raise_gp(m, selector & ~3u);
+    return true;
+}
+
+static bool far_return(struct emulation *m)
+{
+    unsigned bytes = m->insn.operand_size;
+    uint64_t rip = 0, cs = 0, rsp = m->c->regs[RSP];
+    if (!load(m, rsp, &rip, bytes) || !load(m, rsp + bytes, &cs, bytes) || !check_code_selector(m, cs))
+        return false;
+    m->c->regs[RSP] = rsp + 2 * bytes + (m->insn.opcode == 0xca ? m->insn.imm : 0);
+    m->c->sreg[SREG_CS] = cs | 3;
+    m->next = rip;
+    return true;
+}
+
+/* iret within the current mode: the hypercall is the only way to change it. */
+static bool native_iret(struct emulation *m)
+{
+    unsigned bytes = m->insn.operand_size;
+    uint64_t f[5] = {0};
+    for (unsigned k = 0; k < 5; k++)
+        if (!load(m, m->c->regs[RSP] + k * bytes, &f[k], bytes))
+            return false;
+    if (!check_code_selector(m, f[1]))
+        return false;
+    m->next = f[0];
+    m->c->sreg[SREG_CS] = f[1] | 3;
+    cpu_set_rflags(m->c, f[2]);
+    m->c->regs[RSP] = f[3];
+    m->c->sreg[SREG_SS] = f[4];
+    return true;
+}
+
+/* call and jmp through m16:32 or m16:64. */
+static bool far_indirect(struct emulation *m)
+{
+    unsigned bytes = m->insn.operand_size;
+    uint64_t rip = 0, at = address(m);
+    uint16_t cs;
+    if (!load(m, at, &rip, bytes) || !load(m, at + bytes, &cs, 2) || !check_code_selector(m, cs))
+        return false;
+    if ((m->insn.reg & 7) == 3) { /* call */
+        uint64_t frame[2] = {m->next, m->c->sreg[SREG_CS]}, rsp = m->c->regs[RSP] - 16;
+        if (bytes != 8)
+            return raise_gp(m, 0);
+        if (!store(m, rsp, frame, 16))
+            return false;
+        m->c->regs[RSP] = rsp;
+    }
+    m->c->sreg[SREG_CS] = cs | 3;
+    m->next = rip;
+    return true;
+}
+
+/* ---- interrupts, ports, flags ----------------------------------------------------------------------------------- */
+
+static bool software_interrupt(struct emulation *m, unsigned vector)
+{
+    const struct pv_vcpu *pv = &m->v->pv;
+    if (!pv->trap[vector].address || (pv->trap[vector].flags & 3) < (m->c->user_mode ? 3 : 1))
+        return raise_gp(m, vector * 8 + 2);
+    m->c->rip = m->next;
+    pv_inject_exception(m->v, vector, false, 0);
+    return false; /* rip is the handler's */
+}
+
+/* The guest's virtual I/O privilege: ports answer as an empty bus does. */
+static bool io_allowed(struct emulation *m) { return m->v->pv.iopl >= (m->c->user_mode ? 3 : 1); }
+
+static bool port_io(struct emulation *m)
+{
+    if (!io_allowed(m))
+        return raise_gp(m, 0);
+    bool in = !(m->insn.opcode & 2), byte = !(m->insn.opcode & 1);
+    if (in)
+        set_register(m->c, RAX, byte ? 1 : m->insn.operand_size == 2 ? 2 : 4, ~0ull);
+    return true;
+}
+
+/* ---- MSRs, control and debug registers -------------------------------------------------------------------------- */
+
+enum {
+    MSR_TSC = 0x10, MSR_ARCH_CAPABILITIES = 0x10a, MSR_MISC_ENABLE = 0x1a0, MSR_PAT = 0x277, MSR_EFER = 0xc0000080,
+    MSR_FS_BASE = 0xc0000100, MSR_GS_BASE, MSR_KERNEL_GS_BASE,
+};
+#define EFER_VALUE 0xd01ull                 /* SCE LME LMA NXE */
+#define PAT_VALUE 0x0000050100070406ull     /* Xen's */
+#define NOT_AFFECTED 0x131ull               /* RDCL_NO SKIP_VMENTRY MDS_NO TAA_NO: no speculation across our guests' modes to mitigate */
+
+static bool read_msr(struct emulation *m)
+{
+    uint64_t value;
+    switch ((uint32_t)m->c->regs[RCX]) {
+    case MSR_TSC: value = __builtin_ia32_rdtsc(); break;
+    case MSR_ARCH_CAPABILITIES: value = NOT_AFFECTED; break;
+    case MSR_MISC_ENABLE: value = 1; break;
+    case MSR_PAT: value = PAT_VALUE; break;
+    case MSR_EFER: value = EFER_VALUE; break;
+    case MSR_FS_BASE: value = m->c->fs_base; break;
+    case MSR_GS_BASE: value = m->c->gs_base; break;
+    case MSR_KERNEL_GS_BASE: value = m->v->pv.gs_base_user; break;
+    default: return raise_gp(m, 0);
+    }
+    m->c->regs[RAX] = (uint32_t)value;
+    m->c->regs[RDX] = value >> 32;
+    return true;
+}
+
+static bool write_msr(struct emulation *m)
+{
+    uint64_t value = (uint32_t)m->c->regs[RAX] | m->c->regs[RDX] << 32;
+    switch ((uint32_t)m->c->regs[RCX]) {
+    case MSR_FS_BASE: case MSR_GS_BASE: case MSR_KERNEL_GS_BASE:
+        if (!is_canonical(value))
+            return raise_gp(m, 0);
+        break;
+    case MSR_EFER: return value == EFER_VALUE || raise_gp(m, 0);
+    case MSR_PAT: return value == PAT_VALUE || raise_gp(m, 0);
+    default: return raise_gp(m, 0);
+    }
+    switch ((uint32_t)m->c->regs[RCX]) {
+    case MSR_FS_BASE: m->c->fs_base = value; break;
+    case MSR_GS_BASE: m->c->gs_base = value; break;
+    case MSR_KERNEL_GS_BASE: m->v->pv.gs_base_user = value; break;
+    }
+    return true;
+}
+
+#define CR0_TS 8ull
+#define CR0_VALUE 0x80050033ull
+
+static bool read_cr(struct emulation *m)
+{
+    uint64_t value;
+    switch (m->insn.reg) {
+    case 0: value = CR0_VALUE | (m->v->pv.cr0_ts ? CR0_TS : 0); break;
+    case 2: value = m->v->vcpu_info->arch.cr2; break;
+    case 3: value = gfn_x(m->v->pv.kernel_l4) << PAGE_SHIFT; break;
+    case 4: value = m->v->pv.cr4; break;
+    default:
+        pv_inject_exception(m->v, UD, false, 0);
+        return false;
+    }
+    m->c->regs[m->insn.rm] = value;
+    return true;
+}
+
+static int write_cr3(struct vcpu *v, uint64_t value)
+{
+    domain_lock(v->domain, v);
+    int rc = pv_set_cr3(v, _gfn((value & PTE_ADDR) >> PAGE_SHIFT), v->pv.user_l4);
+    domain_unlock(v->domain, v);
+    return rc;
+}
+
+/* Bits a guest may have in its view of CR4: VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT. */
+#define CR4_ALLOWED 0x7ffull
+
+static bool write_cr(struct emulation *m)
+{
+    uint64_t value = m->c->regs[m->insn.rm];
+    switch (m->insn.reg) {
+    case 0:
+        if ((value ^ CR0_VALUE) & ~CR0_TS)
+            return raise_gp(m, 0);
+        do_fpu_taskswitch(m->v, value & CR0_TS);
+        return true;
+    case 2: m->v->vcpu_info->arch.cr2 = value; return true;
+    case 3: return !write_cr3(m->v, value) || raise_gp(m, 0);
+    case 4:
+        if (value & ~CR4_ALLOWED)
+            return raise_gp(m, 0);
+        m->v->pv.cr4 = value;
+        return true;
+    }
+    pv_inject_exception(m->v, UD, false, 0);
+    return false;
+}
+
+static bool debug_register(struct emulation *m, bool write)
+{
+    uint64_t *r = &m->c->regs[m->insn.rm];
+    if (write)
+        return !do_set_debugreg(m->v, m->insn.reg, *r) || raise_gp(m, 0);
+    int64_t value = do_get_debugreg(m->v, m->insn.reg);
+    if (m->insn.reg > 7) {
+        pv_inject_exception(m->v, UD, false, 0);
+        return false;
+    }
+    *r = value;
+    return true;
+}
+
+/* ---- groups 6 and 7 --------------------------------------------------------------------------------------------- */
+
+static bool store_word(struct emulation *m, uint64_t value)
+{
+    if (m->insn.mod != 3)
+        return store(m, address(m), &value, 2);
+    set_register(m->c, m->insn.rm, m->insn.operand_size, value);
+    return true;
+}
+
+static bool group_6(struct emulation *m) /* sldt str lldt ltr verr verw */
+{
+    uint16_t selector = m->c->regs[m->insn.rm];
+    uint64_t d;
+    switch (m->insn.reg & 7) {
+    case 0: case 1: return store_word(m, 0);
+    case 4: case 5:
+        if (m->insn.mod != 3 && !load(m, address(m), &selector, 2))
+            return false;
+        bool write = (m->insn.reg & 7) == 5, code = false;
+        bool ok = pv_read_descriptor(m->v, selector, &d) && (d >> 44 & 1) && (d >> 47 & 1);
+        if (ok) {
+            code = d >> 43 & 1;
+            ok = write ? !code && (d >> 41 & 1) : !code || (d >> 41 & 1);
+        }
+        m->c->status = (m->c->status & ~(uint64_t)(X86_ZF << 8)) | (ok ? X86_ZF << 8 : 0);
+        return true;
+    case 2: case 3: return raise_gp(m, 0);
+    }
+    pv_inject_exception(m->v, UD, false, 0);
+    return false;
+}
+
+/* Where Xen maps the GDT of a PV vCPU 0; the low 16 bits of CR0. */
+#define GDT_VADDR 0xffff82e000000000ull
+
+static bool group_7(struct emulation *m) /* sgdt sidt lgdt lidt smsw lmsw invlpg */
+{
+    struct { uint16_t limit; uint64_t base; } __attribute__((packed)) table = {0, 0};
+    unsigned r = m->insn.reg & 7;
+    if (m->insn.mod == 3 && r != 4 && r != 6) { /* vmcall, monitor, xgetbv, swapgs, rdtscp...: not offered */
+        pv_inject_exception(m->v, UD, false, 0);
+        return false;
+    }
+    switch (r) {
+    case 0: case 1:
+        table.limit = r ? 256 * 16 - 1 : 0xffff;
+        table.base = GDT_VADDR;
+        return store(m, address(m), &table, sizeof(table));
+    case 4: return store_word(m, CR0_VALUE & 0xffff);
+    case 7:
+        if (m->c->user_mode)
+            return raise_gp(m, 0);
+        domain_lock(m->v->domain, m->v);
+        engine()->flush_page(m->v->domain, m->v, m->v, address(m));
+        domain_unlock(m->v->domain, m->v);
+        return true;
+    }
+    return raise_gp(m, 0);
+}
+
+/* ---- dispatch --------------------------------------------------------------------------------------------------- */
+
+static bool cpuid(struct emulation *m)
+{
+    uint32_t out[4];
+    uint64_t *r = m->c->regs;
+    pv_cpuid(m->v, r[RAX], r[RCX], out);
+    r[RAX] = out[0];
+    r[RBX] = out[1];
+    r[RCX] = out[2];
+    r[RDX] = out[3];
+    return true;
+}
+
+static bool kernel_only(struct emulation *m)
+{
+    if (m->c->user_mode)
+        return raise_gp(m, 0);
+    switch (m->insn.opcode) {
+    case 0x06: do_fpu_taskswitch(m->v, 0); return true; /* clts */
+    case 0x09: return true;                             /* wbinvd: caches are coherent */
+    case 0x20: return read_cr(m);
+    case 0x21: return debug_register(m, false);
+    case 0x22: return write_cr(m);
+    case 0x23: return debug_register(m, true);
+    case 0x30: return write_msr(m);
+    case 0x32: return read_msr(m);
+    }
+    return raise_gp(m, 0);
+}
+
+static bool emulate_two_byte(struct emulation *m)
+{
+    switch (m->insn.opcode) {
+    case 0x00: return group_6(m);
+    case 0x01: return group_7(m);
+    case 0xa0: return push_segment(m, SREG_FS);
+    case 0xa1: return pop_segment(m, SREG_FS);
+    case 0xa2: return cpuid(m);
+    case 0xa8: return push_segment(m, SREG_GS);
+    case 0xa9: return pop_segment(m, SREG_GS);
+    }
+    return kernel_only(m);
+}
+
+static bool emulate_one_byte(struct emulation *m)
+{
+    switch (m->insn.opcode) {
+    case 0x8e: return mov_to_segment(m);
+    case 0xca: case 0xcb: return far_return(m);
+    case 0xcc: return software_interrupt(m, 3);
+    case 0xcd: return software_interrupt(m, m->insn.imm & 0xff);
+    case 0xcf: return native_iret(m);
+    case 0xe4 ... 0xe7: case 0xec ... 0xef: return port_io(m);
+    case 0xf1:
+        m->c->rip = m->next;
+        pv_inject_exception(m->v, 1, false, 0);
+        return false;
+    case 0xfa: case 0xfb: return io_allowed(m) || raise_gp(m, 0); /* IF is always set; Xen ignores these too */
+    case 0xff: return far_indirect(m);
+    }
+    return raise_gp(m, 0); /* hlt, ins, outs */
+}
+
+static bool decode_at_rip(struct emulation *m)
+{
+    uint8_t bytes[INSN_MAX_BYTES + 1] = {0};
+    unsigned got = engine()->fetch(m->v, m->c->rip, bytes);
+    decode(&m->insn, bytes, m->c->rip);
+    m->next = m->c->rip + m->insn.length;
+    return got >= m->insn.length;
+}
+
+void pv_emulate_privileged(struct vcpu *v)
+{
+    struct emulation m = {.v = v, .c = v->cpu};
+    /* Another vCPU may have rewritten the instruction since it was translated: run what is there now. */
+    if (!decode_at_rip(&m) || (m.insn.kind != INSN_PRIVILEGED && m.insn.kind != INSN_IRET))
+        return;
+    if (m.insn.map ? emulate_two_byte(&m) : emulate_one_byte(&m))
+        v->cpu->rip = m.next;
+}
+
+/* ud2 followed by "xen": the guest asks for the next instruction to be emulated, to see Xen's CPUID. */
+static const uint8_t forced_emulation[5] = {0x0f, 0x0b, 'x', 'e', 'n'};
+
+void pv_invalid_opcode(struct vcpu *v)
+{
+    uint8_t bytes[INSN_MAX_BYTES + 1] = {0};
+    struct insn i;
+    unsigned got = engine()->fetch(v, v->cpu->rip, bytes);
+    decode(&i, bytes, v->cpu->rip);
+    if (i.kind != INSN_INVALID)
+        return;
+    if (got >= 7 && !memcmp(bytes, forced_emulation, 5) && bytes[5] == 0x0f && bytes[6] == 0xa2) {
+        struct emulation m = {.v = v, .c = v->cpu};
+        cpuid(&m);
+        v->cpu->rip += 7;
+        return;
+    }
+    pv_inject_exception(v, UD, false, 0);
+}

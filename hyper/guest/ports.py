@@ -1,0 +1,88 @@
+"""Event channel ports of this connection. Two eventfds each: no hypercall to wait or to notify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+import trio
+
+from hyper.public.errors import HypervisorGone
+from hyper.public.types import EvtchnPort
+
+_ONE = (1).to_bytes(8, "little")
+
+
+class Port:
+    """A bound port. Close it, or use it with `async with`; the end of the connection closes it as well."""
+
+    def __init__(
+        self, number: EvtchnPort, upcall: int, doorbell: int, evtchn_close: Callable[[Port], Awaitable[None]]
+    ) -> None:
+        self.number = number
+        self._upcall = upcall
+        self._doorbell = doorbell
+        self._evtchn_close = evtchn_close
+        self._gone = False
+        os.set_blocking(upcall, False)
+
+    async def wait(self) -> None:
+        """Returns when the port has been notified since the last return. Notifications do not add up.
+
+        Raises: HypervisorGone; trio.ClosedResourceError when the port is closed meanwhile;
+        trio.BusyResourceError for a second waiting task.
+        """
+        while True:
+            if self._gone:
+                raise HypervisorGone("hyper has hung up")
+            if self._upcall < 0:
+                raise trio.ClosedResourceError(f"port {self.number} is closed")
+            try:
+                await trio.lowlevel.wait_readable(self._upcall)
+                os.read(self._upcall, 8)
+                return
+            except BlockingIOError:
+                continue
+            except trio.ClosedResourceError:
+                if not self._gone:
+                    raise
+
+    def notify(self) -> None:
+        """Sends an event to the other end (EVTCHNOP_send). Never blocks.
+
+        Raises: trio.ClosedResourceError.
+        """
+        if self._doorbell < 0:
+            raise trio.ClosedResourceError(f"port {self.number} is closed")
+        os.write(self._doorbell, _ONE)
+
+    async def close(self) -> None:
+        """Unbinds the port; the other end becomes unbound. May be called twice; not interrupted by
+        cancellation.
+        """
+        if self._drop():
+            with trio.CancelScope(shield=True):
+                await self._evtchn_close(self)
+
+    def _drop(self) -> bool:
+        """Closes the descriptors. False: they are closed already."""
+        if self._upcall < 0:
+            return False
+        trio.lowlevel.notify_closing(self._upcall)
+        os.close(self._upcall)
+        os.close(self._doorbell)
+        self._upcall = self._doorbell = -1
+        return True
+
+    def _hang_up(self) -> None:
+        """hyper is gone: whoever waits gets HypervisorGone."""
+        self._gone = True
+        if self._upcall >= 0:
+            trio.lowlevel.notify_closing(self._upcall)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

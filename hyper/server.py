@@ -1,0 +1,214 @@
+"""The control socket: hypercalls of process domains (hyper/public/wire.py has the frames).
+
+One task per connection; who is connected is who it is, so a connection through the socket in Dom0's folder is
+Dom0. A frame that is no frame, or breaks the rules, is answered with its reason and ends that connection; so
+does an exception of ours. Nothing else notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from pathlib import Path
+
+import structlog
+import trio
+
+from hyper.machine import ERESTART, Connection, Machine
+from hyper.public import wire
+from hyper.public.errors import XenErrno, XenError
+from hyper.public.packets import as_packet_socket, close_fds, receive_packet, send_packet
+
+DOM0 = 0
+MAX_CONNECTIONS = 512
+MAX_STORED_FDS = 1024
+
+_ACCEPT_LATER = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
+
+log = structlog.get_logger()
+
+
+def listen(path: Path) -> trio.socket.SocketType:
+    """A listening socket at `path`, mode 0600. The caller holds the host's lock: what lies there is stale.
+
+    Raises: OSError.
+    """
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)  # nobody can connect before listen()
+        listener.listen(64)
+    except BaseException:
+        listener.close()
+        raise
+    return trio.socket.from_stdlib_socket(listener)
+
+
+class FdStore:
+    """File descriptors kept for daemons that may be restarted, by name. They are the store's own."""
+
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+
+    def put(self, name: str, fd: int) -> int:
+        """Keeps a duplicate of `fd`, replacing what was there. 0 or -ENOSPC."""
+        if name not in self._fds and len(self._fds) >= MAX_STORED_FDS:
+            return -XenErrno.ENOSPC
+        kept = os.dup(fd)
+        self.delete(name)
+        self._fds[name] = kept
+        return 0
+
+    def get(self, name: str) -> int | None:
+        """A duplicate, the caller's to close."""
+        return os.dup(self._fds[name]) if name in self._fds else None
+
+    def delete(self, name: str) -> int:
+        """0 or -ENOENT."""
+        if name not in self._fds:
+            return -XenErrno.ENOENT
+        os.close(self._fds.pop(name))
+        return 0
+
+    def close(self) -> None:
+        close_fds(self._fds.values())
+        self._fds.clear()
+
+
+class Server:
+    """Serves one machine. `serve` is Dom0's door; `serve_connection` takes a socket of any process domain."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._store = FdStore()
+
+    async def serve(self, listener: trio.socket.SocketType) -> None:
+        """Accepts Dom0's processes until cancelled. Waits with the next one while MAX_CONNECTIONS are
+        served.
+        """
+        free_places = trio.Semaphore(MAX_CONNECTIONS)
+
+        async def serve_one(sock: socket.socket) -> None:
+            try:
+                await self.serve_connection(sock, DOM0)
+            finally:
+                free_places.release()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    await free_places.acquire()
+                    nursery.start_soon(serve_one, await _accept(listener))
+        finally:
+            self._store.close()
+
+    async def serve_connection(self, sock: socket.socket, domid: int) -> None:
+        """One process of domain `domid`, until it hangs up or is refused. Closes `sock`."""
+        with sock:
+            try:
+                with self._machine.connect(domid) as connection:
+                    await _Session(self._machine, self._store, connection, sock).run()
+            except (wire.WireError, XenError) as error:
+                log.warning("connection refused", domid=domid, reason=str(error))
+                await _say_why(sock, str(error))
+            except OSError as error:
+                log.warning("connection lost", domid=domid, reason=str(error))
+            except Exception:  # ours to mend; the others go on
+                log.exception("connection ended by an error of hyper", domid=domid)
+                await _say_why(sock, "an error of hyper; see its log")
+
+
+async def _accept(listener: trio.socket.SocketType) -> socket.socket:
+    while True:
+        try:
+            sock, _ = await listener.accept()
+            return as_packet_socket(sock)
+        except OSError as error:
+            if error.errno not in _ACCEPT_LATER:
+                raise
+            log.error("cannot accept a connection", error=str(error))
+            await trio.sleep(0.1)
+
+
+async def _say_why(sock: socket.socket, reason: str) -> None:
+    with contextlib.suppress(OSError), trio.move_on_after(1):
+        await send_packet(sock, wire.encode_error(reason))
+
+
+class _Session:
+    """The frames of one connection."""
+
+    def __init__(self, machine: Machine, store: FdStore, connection: Connection, sock: socket.socket) -> None:
+        self._machine = machine
+        self._store = store
+        self._connection = connection
+        self._sock = sock
+        self._greeted = False
+
+    async def run(self) -> None:
+        """Until the peer hangs up.
+
+        Raises: WireError for a frame that is refused; OSError.
+        """
+        while await self._serve_next():
+            pass
+
+    async def _serve_next(self) -> bool:
+        packet, fds = await receive_packet(self._sock)
+        if not packet:
+            return False
+        try:
+            request = wire.decode_request(packet, len(fds))
+            if self._greeted == isinstance(request, wire.Hello):
+                raise wire.WireError("hello comes first, and once")
+            reply, reply_fds = await self._answer(request, fds)
+        finally:
+            close_fds(fds)
+        try:
+            await send_packet(self._sock, reply, reply_fds)
+        finally:
+            close_fds(reply_fds)
+        return True
+
+    async def _answer(self, request: wire.Request, fds: list[int]) -> tuple[bytes, list[int]]:
+        """The reply and the descriptors beside it, which are closed once sent. `fds` stay the caller's."""
+        match request:
+            case wire.Hypercall(nr, args):
+                return wire.encode_reply(await self._hypercall(nr, args)), []
+            case wire.Hello(version):
+                return self._hello(version)
+            case wire.Arena(nbytes):
+                return wire.encode_reply(self._connection.set_arena(fds[0], nbytes)), []
+            case wire.Port(port):
+                ret, upcall, doorbell = self._connection.port_fds(port)
+                return wire.encode_reply(ret), [os.dup(upcall), os.dup(doorbell)] if ret >= 0 else []
+            case wire.Statistics():
+                return wire.encode_reply(0, statistics=self._machine.statistics()), []
+            case wire.FdPut() | wire.FdGet() | wire.FdDel() if self._connection.domid != DOM0:
+                return wire.encode_reply(-XenErrno.EPERM), []
+            case wire.FdPut(name):
+                return wire.encode_reply(self._store.put(name, fds[0])), []
+            case wire.FdGet(name):
+                if (fd := self._store.get(name)) is None:
+                    return wire.encode_reply(-XenErrno.ENOENT), []
+                return wire.encode_reply(0), [fd]
+            case wire.FdDel(name):
+                return wire.encode_reply(self._store.delete(name)), []
+
+    def _hello(self, version: int) -> tuple[bytes, list[int]]:
+        if version != wire.VERSION:
+            raise wire.WireError(f"hello: version {version}, this hyper speaks {wire.VERSION}")
+        self._greeted = True
+        domid = self._connection.domid
+        if domid != DOM0:
+            return wire.encode_reply(0, domid=domid, bank_bytes=0), []
+        bank_bytes = self._machine.bank_bytes
+        return wire.encode_reply(0, domid=domid, bank_bytes=bank_bytes), [os.dup(self._machine.bank_fd)]
+
+    async def _hypercall(self, nr: int, args: tuple[int, ...]) -> int:
+        while (ret := self._connection.hypercall(nr, args)) == ERESTART:
+            await trio.lowlevel.checkpoint()
+        return ret

@@ -1,0 +1,295 @@
+"""A host without a hypervisor, for tests of xend: both of its seams in Python, and a process that serves them.
+
+Guests do as they are told at once: what is written to control/shutdown ends them. `calls` counts every call to
+either seam, and `fail_at` makes the n-th one fail.
+
+    python tests/xend_fake.py --host NAME [--ready-fd FD] ...   # xend's options
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import UUID
+
+import trio
+
+from dom0.libxc.images import ImageError
+from dom0.libxc.info import CpuAffinity, CreditParameters, DomainInfo, PhysInfo, VcpuInfo, XenInfo
+from dom0.libxc.pv import PvImage, PvSpec
+from hyper.public import daemon
+from hyper.public.errors import BadArgument, Busy, NoSuchDomain, OutOfFrames
+from hyper.public.paths import HostPaths
+from hyper.public.types import DomId, EvtchnPort, Gfn
+from toolstack.xend.__main__ import network_of, parse_arguments, serve
+from toolstack.xend.hypervisor import REASONS
+from toolstack.xend.layout import Node
+from toolstack.xend.store import DomainStore
+
+NR_CPUS = 4
+TOTAL_PAGES = 262144
+CODES = {name: code for code, name in REASONS.items()} | {"halt": 0}
+
+
+class Calls:
+    """Counts what is asked of the host, and fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.fail_at = 0
+
+    def note(self, name: str) -> None:
+        self.names.append(name)
+        if len(self.names) == self.fail_at:
+            raise Busy(f"fault injected into {name}")
+
+
+@dataclass
+class FakeDomain:
+    info: DomainInfo
+    max_kib: int = 0
+    credit: CreditParameters = field(default_factory=lambda: CreditParameters(256, 0))
+    affinity: dict[int, frozenset[int]] = field(default_factory=dict)
+    pauses: int = 1
+    spec: PvSpec | None = None
+
+
+def blank_info(domid: int, handle: UUID, max_vcpu_id: int = -1) -> DomainInfo:
+    return DomainInfo(
+        domid=DomId(domid), handle=handle, dying=False, hvm=False, shutdown=False, paused=True, blocked=False,
+        running=False, debugged=False, shutdown_reason=0, tot_pages=0, max_pages=0, shared_info_frame=0,
+        cpu_time_ns=1_500_000_000, nr_online_vcpus=1, max_vcpu_id=max_vcpu_id, ssidref=0, cpupool=0,
+    )  # fmt: skip
+
+
+class FakeHypervisor:
+    """toolstack.xend.hypervisor.Hypervisor."""
+
+    def __init__(self, calls: Calls | None = None) -> None:
+        self.calls = calls or Calls()
+        dom0 = replace(blank_info(0, UUID(int=0), 0), paused=False, running=True, tot_pages=65536)
+        self.domains: dict[int, FakeDomain] = {0: FakeDomain(dom0, pauses=0)}
+        self.next_domid = 1
+        self.scheduler = 5
+        self.console = "(XEN) hello\n"
+        self.keys = ""
+        self.build_seconds = 0.0
+        self.released: Callable[[], None] = lambda: None
+
+    @property
+    def free_pages(self) -> int:
+        return TOTAL_PAGES - sum(domain.info.tot_pages for domain in self.domains.values())
+
+    def _domain(self, domid: int, call: str) -> FakeDomain:
+        self.calls.note(call)
+        if domid not in self.domains:
+            raise NoSuchDomain(call, domid=domid)
+        return self.domains[domid]
+
+    def end(self, domid: int, reason: str) -> None:
+        """The guest shuts down."""
+        domain = self.domains[domid]
+        domain.info = replace(domain.info, shutdown=True, shutdown_reason=CODES[reason])
+        self.released()
+
+    async def domain_create(self, handle: UUID, max_vcpus: int) -> DomId:
+        self.calls.note("domain_create")
+        domid, self.next_domid = self.next_domid, self.next_domid + 1
+        self.domains[domid] = FakeDomain(blank_info(domid, handle, max_vcpus - 1))
+        await trio.lowlevel.checkpoint()
+        return DomId(domid)
+
+    async def max_vcpus(self, domid: int, max_vcpus: int) -> None:
+        self._domain(domid, "max_vcpus")
+
+    async def build(self, spec: PvSpec) -> PvImage:
+        domain = self._domain(spec.domid, "build")
+        await trio.sleep(self.build_seconds)
+        if not spec.kernel.exists():
+            raise ImageError(str(spec.kernel), "cannot be opened: No such file or directory")
+        pages = spec.memory_kib // 4
+        if pages > self.free_pages:
+            raise OutOfFrames("populate_physmap", domid=spec.domid)
+        domain.info, domain.spec = replace(domain.info, tot_pages=pages), spec
+        base = spec.domid * 1000
+        ports = EvtchnPort(1), EvtchnPort(2)
+        return PvImage(spec.domid, pages, Gfn(base + 1), ports[0], Gfn(base + 2), ports[1])
+
+    async def domain_destroy(self, domid: int) -> None:
+        self._domain(domid, "domain_destroy")
+        del self.domains[domid]
+        self.released()
+
+    async def domain_pause(self, domid: int) -> None:
+        self._paused(self._domain(domid, "domain_pause"), 1)
+
+    async def domain_unpause(self, domid: int) -> None:
+        self._paused(self._domain(domid, "domain_unpause"), -1)
+
+    @staticmethod
+    def _paused(domain: FakeDomain, step: int) -> None:
+        domain.pauses += step
+        assert domain.pauses >= 0
+        domain.info = replace(domain.info, paused=domain.pauses > 0, blocked=domain.pauses == 0)
+
+    async def getdomaininfo(self, domid: int) -> DomainInfo:
+        await trio.lowlevel.checkpoint()
+        return self._domain(domid, "getdomaininfo").info
+
+    async def getdomaininfolist(self) -> list[DomainInfo]:
+        await trio.lowlevel.checkpoint()
+        self.calls.note("getdomaininfolist")
+        return [self.domains[domid].info for domid in sorted(self.domains)]
+
+    async def max_mem(self, domid: int, kib: int) -> None:
+        self._domain(domid, "max_mem").max_kib = kib
+
+    async def getvcpuinfo(self, domid: int, vcpu_id: int) -> VcpuInfo:
+        domain = self._domain(domid, "getvcpuinfo")
+        if vcpu_id > domain.info.max_vcpu_id:
+            raise BadArgument("getvcpuinfo")
+        return VcpuInfo(vcpu_id == 0, True, False, 750_000_000, vcpu_id % NR_CPUS)
+
+    async def getvcpuaffinity(self, domid: int, vcpu_id: int) -> CpuAffinity:
+        every = frozenset(range(256))
+        hard = self._domain(domid, "getvcpuaffinity").affinity.get(vcpu_id, every)
+        return CpuAffinity(hard, every)
+
+    async def setvcpuaffinity(self, domid: int, vcpu_id: int, cpus: Collection[int]) -> frozenset[int]:
+        domain = self._domain(domid, "setvcpuaffinity")
+        if not set(cpus) & set(range(NR_CPUS)):
+            raise BadArgument("setvcpuaffinity", domid=domid)
+        domain.affinity[vcpu_id] = frozenset(cpus)
+        return domain.affinity[vcpu_id]
+
+    async def sched_credit_get(self, domid: int) -> CreditParameters:
+        return self._domain(domid, "sched_credit_get").credit
+
+    async def sched_credit_set(self, domid: int, parameters: CreditParameters) -> None:
+        self._domain(domid, "sched_credit_set").credit = parameters
+
+    async def physinfo(self) -> PhysInfo:
+        return PhysInfo(
+            threads_per_core=1, cores_per_socket=NR_CPUS, nr_cpus=NR_CPUS, max_cpu_id=NR_CPUS - 1, nr_nodes=1,
+            cpu_khz=2_400_000, capabilities=4, total_pages=TOTAL_PAGES, free_pages=self.free_pages,
+            scrub_pages=0, outstanding_pages=0, max_mfn=TOTAL_PAGES, hw_cap=(1, 0xABCDEF01),
+        )  # fmt: skip
+
+    async def get_scheduler_id(self) -> int:
+        return self.scheduler
+
+    async def readconsole(self, clear: bool = False) -> str:
+        text = self.console
+        if clear:
+            self.console = ""
+        return text
+
+    async def send_debug_keys(self, keys: str) -> None:
+        self.keys += keys
+
+    async def version(self) -> XenInfo:
+        return XenInfo(
+            major=4, minor=17, extra=".0-umxen", capabilities="xen-3.0-x86_64", changeset="", command_line="",
+            virt_start=0xFFFF800000000000, pagesize=4096, compiler="cc", compile_by="us", compile_domain="here",
+            compile_date="today",
+        )  # fmt: skip
+
+
+class FakeXenstore:
+    """toolstack.xend.xenstore.Xenstore: a dictionary of paths, with the permissions each was given."""
+
+    def __init__(self, hypervisor: FakeHypervisor, calls: Calls | None = None) -> None:
+        self.calls = calls or hypervisor.calls
+        self.nodes: dict[str, str] = {}
+        self.permissions: dict[str, tuple[str, ...]] = {}
+        self.introduced: dict[int, tuple[int, int]] = {}
+        self.obedient = True
+        self._hypervisor = hypervisor
+        self._followers: list[Callable[[], None]] = []
+        hypervisor.released = self.fire_release
+
+    def fire_release(self) -> None:
+        for changed in self._followers:
+            changed()
+
+    async def read(self, path: str) -> str | None:
+        self.calls.note("xs read")
+        return self.nodes.get(path)
+
+    async def write(self, path: str, value: str) -> None:
+        self.calls.note("xs write")
+        await trio.lowlevel.checkpoint()
+        self.nodes[path] = value
+        parts = path.split("/")
+        if self.obedient and parts[-2:] == ["control", "shutdown"] and value in CODES:
+            self._hypervisor.end(int(parts[3]), value)
+
+    async def create(self, nodes: Iterable[Node]) -> None:
+        self.calls.note("xs create")
+        for node in nodes:
+            self.nodes[node.path] = node.value
+            if node.permissions:
+                self.permissions[node.path] = node.permissions
+
+    async def remove(self, path: str) -> None:
+        self.calls.note("xs remove")
+        for name in [name for name in self.nodes if name == path or name.startswith(f"{path}/")]:
+            del self.nodes[name]
+
+    async def subtree(self, path: str) -> dict[str, str]:
+        prefix = f"{path}/"
+        return {name.removeprefix(prefix): value for name, value in self.nodes.items() if name.startswith(prefix)}
+
+    async def introduce(self, domid: int, mfn: int, port: int) -> None:
+        self.calls.note("xs introduce")
+        self.introduced[domid] = (mfn, port)
+
+    async def release(self, domid: int) -> None:
+        self.calls.note("xs release")
+        self.introduced.pop(domid, None)
+
+    async def follow(
+        self,
+        path: str,
+        changed: Callable[[], None],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        assert path == "@releaseDomain"
+        self._followers.append(changed)
+        task_status.started()
+        changed()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._followers.remove(changed)
+
+
+def main() -> None:
+    """xend over a fake host."""
+    arguments = parse_arguments()
+    daemon.configure_logging()
+    paths = HostPaths.from_environment(arguments.host)
+    paths.create()
+    hypervisor = FakeHypervisor()
+
+    async def run() -> None:
+        with DomainStore(paths.database) as store:
+            await serve(
+                hypervisor,
+                FakeXenstore(hypervisor),
+                store,
+                paths,
+                minimum_restart=arguments.minimum_restart,
+                network=network_of(arguments),
+                ready_fd=arguments.ready_fd,
+            )
+
+    trio.run(run)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    main()

@@ -1,0 +1,1 @@
+"""The toolstack: xend (the daemon that owns the domains) and its clients."""

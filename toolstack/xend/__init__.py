@@ -1,0 +1,1 @@
+"""xend: the daemon that owns the domains of a host and answers xm."""

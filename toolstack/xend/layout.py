@@ -1,0 +1,143 @@
+"""The entries xend keeps in xenstore for a domain. Pure: records in, nodes out.
+
+`/local/domain/<domid>` is what the guest sees of itself. Dom0 owns it and the guest may read it; the guest
+may also write where a frontend or the kernel answers (control/shutdown and its friends, data, error, ...), as
+with xl. `/vm/<uuid>` is the toolstack's own and outlives an incarnation; of it the guest may read its UUID
+and name only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from toolstack import sxp
+from toolstack.xend.model import DomainConfig
+from toolstack.xend.store import Record
+
+CONSOLE_LIMIT = 1 << 20
+"""Bytes xenconsoled may keep of one guest's output."""
+
+_WRITABLE = (
+    "control/shutdown",
+    "control/sysrq",
+    "control/feature-poweroff",
+    "control/feature-reboot",
+    "control/feature-suspend",
+    "control/feature-s3",
+    "control/feature-s4",
+    "device/suspend/event-channel",
+    "data",
+    "drivers",
+    "feature",
+    "attr",
+    "error",
+)
+"""What belongs to the guest."""
+
+
+class Node(NamedTuple):
+    """`permissions` as xenstore prints them (`n0`, `r5`), owner first; None inherits the parent's."""
+
+    path: str
+    value: str = ""
+    permissions: tuple[str, ...] | None = None
+
+
+def domain_path(domid: int) -> str:
+    return f"/local/domain/{domid}"
+
+
+def vm_path(config: DomainConfig) -> str:
+    return f"/vm/{config.uuid}"
+
+
+def domain_nodes(record: Record, console: str) -> Iterator[Node]:
+    """All below /local/domain/<domid>, parents first. `console` is where one attaches to its console."""
+    domid, config = record.domid, record.config
+    assert domid is not None
+    base = domain_path(domid)
+    readable, owned = ("n0", f"r{domid}"), (f"n{domid}",)
+    yield Node(base, "", readable)
+    for name in ("cpu", "memory", "device", "control", "console", "store"):
+        yield Node(f"{base}/{name}", "", readable)
+    for name in _WRITABLE:
+        yield Node(f"{base}/{name}", "", owned)
+    for name, value in _domain_values(record, config, console).items():
+        yield Node(f"{base}/{name}", value)
+
+
+def _domain_values(record: Record, config: DomainConfig, console: str) -> dict[str, str]:
+    values = {
+        "vm": vm_path(config),
+        "name": config.name,
+        "domid": str(record.domid),
+        "description": config.description,
+        "memory/target": str(config.memory << 10),
+        "memory/static-max": str(config.maxmem << 10),
+        "control/platform-feature-multiprocessor-suspend": "1",
+        "control/platform-feature-xs_reset_watches": "1",
+        "console/type": "xenconsoled",
+        "console/limit": str(CONSOLE_LIMIT),
+        "console/tty": console,
+        "console/ring-ref": str(record.console_mfn),
+        "console/port": str(record.console_port),
+        "store/ring-ref": str(record.store_mfn),
+        "store/port": str(record.store_port),
+    }
+    return values | availability(config)
+
+
+def availability(config: DomainConfig) -> dict[str, str]:
+    """Which vCPUs the guest should use, below its domain path."""
+    return {
+        f"cpu/{vcpu}/availability": "online" if config.vcpu_avail >> vcpu & 1 else "offline"
+        for vcpu in range(config.vcpus)
+    }
+
+
+def vm_nodes(record: Record) -> Iterator[Node]:
+    """Everything below /vm/<uuid>, parents first; enough to make the configuration again from it."""
+    config = record.config
+    base = vm_path(config)
+    guest = ("n0", f"r{record.domid}")
+    yield Node(base, "", ("n0",))
+    yield Node(f"{base}/uuid", str(config.uuid), guest)
+    yield Node(f"{base}/name", config.name, guest)
+    for name, value in _vm_values(record, config).items():
+        yield Node(f"{base}/{name}", value)
+
+
+VM_KEYS = (
+    "memory maxmem shadow_memory vcpus vcpu_avail on_poweroff on_reboot on_crash on_xend_start on_xend_stop"
+    " pool_name cpu_weight cpu_cap description features"
+).split()
+
+
+def _vm_values(record: Record, config: DomainConfig) -> dict[str, str]:
+    image = config.image
+    values = {key: str(getattr(config, key)) for key in VM_KEYS}
+    values |= {
+        "cpus": sxp.to_string(config.cpus_sxp()),
+        "start_time": repr(record.start_time),
+        "image": sxp.to_string(image.to_sxp()),
+        "image/ostype": image.kind,
+        "image/kernel": image.kernel,
+        "image/cmdline": image.cmdline,
+        "image/ramdisk": image.ramdisk,
+        "xend/restart_count": str(record.restart_count),
+    }
+    return values
+
+
+def config_from_vm(values: dict[str, str]) -> list[sxp.Sxp]:
+    """The `(vm ...)` that /vm/<uuid> tells of; `values` by name below it.
+
+    Raises: SxpError, ValueError, KeyError when it is not what `vm_nodes` wrote.
+    """
+    config: list[sxp.Sxp] = ["vm", ["name", values["name"]], ["uuid", values["uuid"]]]
+    config += [[key, values[key]] for key in VM_KEYS if key in values]
+    for key in ("cpus", "image"):
+        (value,) = sxp.parse(values[key])
+        config.append([key, value])
+    return config
