@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import structlog
 import trio
 
+from dom0.endpoints import REAP_SECONDS, when_reaped
 from dom0.libxc.control import XenControl
 from dom0.libxc.info import DomainInfo
 from dom0.xenstored.daemon import Daemon
@@ -26,8 +27,6 @@ log = structlog.get_logger("xenstored")
 STORE_NAME = "xenstored.journal"
 RESERVED_XENSTORE = 1
 """The grant reference every domain has for its xenstore ring."""
-REAP_SECONDS = 5.0
-"""How long hyper may take to notice that our predecessor is dead and to free its ports."""
 
 
 async def open_store(hyp: Hypervisor) -> tuple[Xenstore, Journal, dict[int, RingState], bool]:
@@ -126,7 +125,7 @@ async def watch_domains(hyp: Hypervisor, daemon: Daemon, task_status: trio.TaskS
     """Reports shutdowns and lets go of domains that are gone, for ever. Started once the present is known."""
     control = XenControl(hyp)
     bind = partial(hyp.bind_virq, abi.lib.VIRQ_DOM_EXC)
-    async with await when_reaped(bind, AlreadyExists, REAP_SECONDS) as port:
+    async with await when_reaped(bind, AlreadyExists) as port:
         while True:
             known = daemon.xs.known_domids()
             if known:
@@ -144,21 +143,3 @@ def _state_of(info: DomainInfo) -> DomainState:
     if info.dying:
         return DomainState.GONE
     return DomainState.SHUTDOWN if info.shutdown else DomainState.RUNNING
-
-
-async def when_reaped(
-    bind: Callable[[], Awaitable[Port]], taken: type[XenError], patience: float
-) -> Port:
-    """Tries again for `patience` seconds while `taken` says that a port still is our killed predecessor's.
-
-    Raises: XenError.
-    """
-    deadline = trio.current_time() + patience
-    while True:
-        try:
-            return await bind()
-        except taken:
-            if trio.current_time() >= deadline:
-                raise
-            await trio.sleep(0.02)
-

@@ -50,6 +50,7 @@ class Journal:
         self._operations: list[Operation] = []
         self._packer = msgpack.Packer()
         self._muted = False
+        self._broken = False
 
     def __call__(self, *operation: Any) -> None:
         if not self._muted:
@@ -69,14 +70,18 @@ class Journal:
 
         Raises: JournalError: no memory left. The state is then ahead of the journal: the daemon must end.
         """
+        if self._broken:
+            raise JournalError("the journal can't be written any more")
         if not self._operations:
             return
         record = encode(self._operations, self._packer)
+        self._broken = True  # part of the record may be there: nothing may follow it
         try:
             for fd in self.files:
                 append(fd, record)
         except OSError as error:
             raise JournalError(f"the journal can't be written: {error}") from error
+        self._broken = False
         self.bytes += len(record)
         self._operations.clear()
 

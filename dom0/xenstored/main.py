@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from dom0.endpoints import listening
 from dom0.xenstored import sockets
 from dom0.xenstored.daemon import Daemon
 from dom0.xenstored.journal import JournalError
@@ -49,7 +50,7 @@ async def serve_host(paths: HostPaths, ready_fd: int | None = None) -> None:
                 fire_all_watches(xs)
                 daemon.settle()
             await nursery.start(hypervisor.watch_domains, hyp, daemon)
-            with sockets.listening(paths.xenstored) as listener:
+            with listening(paths.xenstored) as listener:
                 nursery.start_soon(sockets.serve, listener, daemon, rings.introduce)
                 log.info("serving", host=paths.name, nodes=len(xs.store.nodes), restarted=restarted)
                 announce_ready(ready_fd)
@@ -67,7 +68,7 @@ async def serve_standalone(path: Path, ready_fd: int | None = None) -> None:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(cancel_on_sigterm, nursery.cancel_scope)
-        with sockets.listening(path) as listener:
+        with listening(path) as listener:
             nursery.start_soon(sockets.serve, listener, daemon, introduce)
             announce_ready(ready_fd)
             await trio.sleep_forever()

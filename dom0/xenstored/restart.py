@@ -12,7 +12,7 @@ from dom0.xenstored.connection import Connection
 from dom0.xenstored.journal import Operation
 from dom0.xenstored.permissions import Permission, Permissions
 from dom0.xenstored.transactions import Transaction
-from dom0.xenstored.xenstore import Domain, Xenstore
+from dom0.xenstored.xenstore import OWN_NODES, Domain, Xenstore
 
 _U32 = 1 << 32
 
@@ -123,6 +123,8 @@ class Restorer:
 def snapshot(xs: Xenstore, rings: Mapping[int, RingState]) -> list[Operation]:
     """Operations that make the present state out of nothing."""
     operations: list[Operation] = [("generation", xs.store.generation)]
+    missing = [path for path in OWN_NODES if path not in xs.store.nodes]
+    operations += (("remove", path) for path in missing[:1])  # with it goes the other, which is below
     pending = [b"/"]
     while pending:
         path = pending.pop()

@@ -135,7 +135,8 @@ class GuestRing:
         """Serves what is in the ring. False: there is nothing to do before the next event."""
         if self._failed:
             return False
-        self.flush()
+        self._daemon.xs.with_output[self._conn] = None
+        self._daemon.settle()
         if self._failed or self._conn.congested:
             return False
         try:

@@ -6,16 +6,13 @@ Neither delays the others.
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
 
+from dom0.endpoints import clients
 from dom0.xenstored.connection import Connection
 from dom0.xenstored.daemon import Daemon
 from hyper.public.xs_wire import Decoder, ProtocolError
@@ -24,49 +21,16 @@ log = structlog.get_logger("xenstored")
 
 _CHUNK_BYTES = 8192
 """Read at once: a few hundred requests, so that the others get their turn after a few ms."""
-_BACKLOG = 128
 
 Introduce = Callable[[], Awaitable[None]]
 """Connects the rings that requests have asked for, and answers them."""
 
 
-@contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """A listening socket, mode 0600. What a predecessor has left there is replaced.
-
-    Raises: OSError.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        path.unlink(missing_ok=True)
-        old_umask = os.umask(0o177)
-        try:
-            listener.bind(os.fspath(path))
-        finally:
-            os.umask(old_umask)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        try:
-            yield listener
-        finally:
-            path.unlink(missing_ok=True)
-
-
 async def serve(listener: socket.socket, daemon: Daemon, introduce: Introduce) -> None:
-    """Accepts clients for ever. Out of file descriptors, it waits for some to be closed."""
+    """Serves whoever connects, for ever."""
     async with trio.open_nursery() as nursery:
-        while True:
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(listener)
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    raise
-                log.warning("no client can be accepted", error=error.strerror)
-                await trio.sleep(0.1)
-            else:
-                sock.setblocking(False)
-                nursery.start_soon(SocketChannel(sock, daemon, nursery).run, introduce)
+        async for client in clients(listener):
+            nursery.start_soon(SocketChannel(client, daemon, nursery).run, introduce)
 
 
 class SocketChannel:

@@ -61,7 +61,7 @@ _WITHOUT_TRANSACTION = frozenset({XsType.WATCH, XsType.UNWATCH})
 """These leave their transaction id unread, as in Xen."""
 
 OWN_NODES = (b"/tool", b"/tool/xenstored")
-"""In every store from its beginning."""
+"""In every store from its beginning, so not in the journal."""
 
 
 class DomainState(Enum):
@@ -98,9 +98,10 @@ class Xenstore:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        self.store = Store(self.journal)
+        self.store = Store()
         for path in OWN_NODES:
             self.store.put(path, b"", DOM0_ONLY)
+        self.store.journal = self.journal
         self.watches: WatchTable[Connection] = WatchTable()
         self.domains: dict[int, Domain] = {}
         self.with_output: dict[Connection, None] = {}

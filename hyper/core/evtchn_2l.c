@@ -36,8 +36,8 @@ static void mark_events_pending(struct vcpu *v)
 {
     if (__atomic_exchange_n(&v->vcpu_info->evtchn_upcall_pending, 1, __ATOMIC_SEQ_CST))
         return;
-    vcpu_unblock(v);
-    vcpu_kick(v);
+    if (!vcpu_unblock(v))
+        vcpu_kick(v);
 }
 
 /* A port somebody polls wakes its poller even when it is masked. */
@@ -87,6 +87,6 @@ void evtchn_2l_resync(struct vcpu *v)
 {
     __atomic_store_n(&v->vcpu_info->evtchn_pending_sel, ~0ull, __ATOMIC_SEQ_CST);
     __atomic_store_n(&v->vcpu_info->evtchn_upcall_pending, 1, __ATOMIC_SEQ_CST);
-    vcpu_unblock(v);
-    vcpu_kick(v);
+    if (!vcpu_unblock(v))
+        vcpu_kick(v);
 }

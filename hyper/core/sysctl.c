@@ -231,13 +231,32 @@ static void show_events(struct hv *hv)
               hv->nr_conns);
 }
 
+static void show_engine(struct hv *hv)
+{
+    struct domain *d;
+    struct engine_statistics s;
+    for (uint32_t id = 0; (d = next_domain(hv, id)); put_domain(d)) {
+        id = d->id + 1u;
+        if (d->kind != DOMAIN_PV)
+            continue;
+        engine()->statistics(d, &s);
+        hv_printk(hv, "d%u: %lu blocks of %lu instructions, %lu KiB of code, %lu cache flushes", d->id, s.blocks,
+                  s.instructions, s.code_bytes >> 10, s.cache_flushes);
+        hv_printk(hv, "  TLB: %lu fills, %lu flushes; %lu frames of code invalidated with %lu blocks; %lu single steps",
+                  s.tlb_fills, s.tlb_flushes, s.page_invalidations, s.blocks_killed, s.single_steps);
+        for (unsigned k = 0; k < ARRAY_SIZE(s.exits); k++)
+            if (s.exits[k])
+                hv_printk(hv, "  exit %s: %lu", engine()->exit_name(k), s.exits[k]);
+    }
+}
+
 static void show_help(struct hv *hv)
 {
-    hv_printk(hv, "keys: e events, h help, m memory, q domains, r run queues, T trace");
+    hv_printk(hv, "keys: c CPU engine, e events, h help, m memory, q domains, r run queues, T trace");
 }
 
 static const struct { char key; void (*show)(struct hv *hv); } debug_key[] = {
-    {'e', show_events}, {'h', show_help}, {'m', show_memory},
+    {'c', show_engine}, {'e', show_events}, {'h', show_help}, {'m', show_memory},
     {'q', show_domains}, {'r', sched_dump}, {'T', trace_dump},
 };
 

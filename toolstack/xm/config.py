@@ -335,8 +335,8 @@ def _choice(*words: str, later: tuple[str, ...] = ()) -> Callable[[Any], str]:
 
 def _name(value: Any) -> str:
     text = _text(value)
-    if not text:
-        raise _Wrong("must not be empty")
+    if not 0 < len(text) <= 128:
+        raise _Wrong("must have 1 to 128 characters")
     for char in text:
         if not ((char.isascii() and char.isalnum()) or char in "_-.:+"):
             raise _Wrong("may hold letters, digits and _ - . : + only")

@@ -140,7 +140,7 @@ hypervisor that xend does not know is shown as (unknown-ID).""",
             ("-l, --long", "print all of each domain as an s-expression"),
             (
                 "--state=STATE",
-                "only domains that are halted, paused, running, suspended, shutdown or crashed",
+                "only those halted, paused, running, suspended, shutdown or crashed",
             ),
             ("--pool=POOL", "only domains of this CPU pool"),
         ),

@@ -131,6 +131,7 @@ struct engine_ops {
     void (*get_fpu)(struct vcpu *v, void *fxsave512);
     void (*set_fpu)(struct vcpu *v, const void *fxsave512);
     void (*statistics)(struct domain *d, struct engine_statistics *out);
+    const char *(*exit_name)(unsigned index); /* of engine_statistics.exits */
 };
 extern const struct engine_ops dbt_engine;
 

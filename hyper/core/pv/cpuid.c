@@ -51,7 +51,7 @@ void pv_cpuid(struct vcpu *v, uint32_t leaf, uint32_t subleaf, uint32_t out[4])
         return;
     }
     switch (leaf) {
-    case 0: set(out, 7, 0x756e6547, 0x6c65746e, 0x49656e69); break; /* GenuineIntel */
+    case 0: set(out, 0x16, 0x756e6547, 0x6c65746e, 0x49656e69); break; /* GenuineIntel */
     case 1:
         set(out, 0x306c1, v->id << 24 | 0x800, SSE3 | CX16 | HYPERVISOR,
             FPU | DE | TSC | MSR | PAE | MCE | CX8 | MCA | CMOV | PAT | CLFSH | MMX | FXSR | SSE | SSE2);
@@ -59,6 +59,9 @@ void pv_cpuid(struct vcpu *v, uint32_t leaf, uint32_t subleaf, uint32_t out[4])
     case 7:
         if (subleaf == 0)
             set(out, 0, ERMS, 0, ARCH_CAPABILITIES);
+        break;
+    case 0x16: /* base, maximum and bus MHz: spares the guest a search for a timer chip */
+        set(out, tsc_khz(v->domain->hv) / 1000, tsc_khz(v->domain->hv) / 1000, 100, 0);
         break;
     case 0x80000000: set(out, 0x80000008, 0, 0, 0); break;
     case 0x80000001: set(out, 0, 0, LAHF, SYSCALL | NX | LM); break;

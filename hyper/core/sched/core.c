@@ -253,17 +253,18 @@ void vcpu_block(struct vcpu *v)
         atomic_store(&v->sched.blocked, false);
 }
 
-void vcpu_unblock(struct vcpu *v)
+bool vcpu_unblock(struct vcpu *v)
 {
     struct hv *hv = v->domain->hv;
     if (!atomic_load(&v->sched.blocked))
-        return;
+        return false;
     sched_lock(hv);
     if (atomic_exchange(&v->poll_port, 0))
         atomic_fetch_sub(&v->domain->nr_pollers, 1);
-    atomic_store(&v->sched.blocked, false);
+    bool was_blocked = atomic_exchange(&v->sched.blocked, false);
     wake_locked(hv, v);
     sched_unlock(hv);
+    return was_blocked;
 }
 
 void vcpu_yield(struct vcpu *v)

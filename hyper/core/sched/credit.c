@@ -10,8 +10,8 @@
  * enough to run before them at once (Xen's boost): it preempts whoever is furthest ahead, once that one has run for the
  * rate limit. Slices are 30 ms otherwise.
  *
- * A cap is a budget of the domain per accounting period, in ns of CPU time; what was overrun is owed, what was left is
- * lost. A vCPU of a domain without budget waits in its queue, passed over, until the next period.
+ * A cap is a budget of the domain per accounting period, in ns of CPU time; what was overrun is owed, what was left is good
+ * for one more period, since others may have had their turn. A vCPU of a domain without budget waits in its queue, passed over, until the next period.
  *
  * Queues are per physical CPU, ordered by virtual time. A CPU takes the first of its own unless another queue's first is
  * further behind by more than a migration is worth; a CPU with an empty queue takes whatever it may.
@@ -46,8 +46,10 @@ struct credit_vcpu {
     int64_t vtime_ns;      /* at the time it last stopped */
     double weight;         /* effective */
     uint64_t ran_ns;       /* in this period */
-    bool active;
-    bool limited, grouped; /* for the accounting */
+    uint64_t charged_ns;   /* of the current run, to the domain's budget */
+    bool active, slept;    /* in this period */
+    double demand;         /* CPUs it would use if it could have them: at most 1 */
+    bool satisfied, grouped; /* for the accounting */
 };
 
 struct credit_private {
@@ -79,16 +81,19 @@ static int64_t vtime_at(const struct credit_vcpu *c, uint64_t now)
 
 static bool out_of_budget(const struct credit_domain *d) { return d->cap && d->budget_ns <= 0; }
 
+/* Runs, or would if a CPU were free. */
+static bool competes(const struct credit_vcpu *c)
+{
+    return c->vcpu->sched.running || (c->vcpu->sched.queued && !out_of_budget(c->domain));
+}
+
 /* Of those who compete now for the CPUs that `v` may use; its own when there are none. */
 static int64_t least_vtime(struct hv *hv, const struct vcpu *v, uint64_t now)
 {
     int64_t least = INT64_MAX;
     for (struct list *l = private(hv)->vcpus.next; l != &private(hv)->vcpus; l = l->next) {
         const struct credit_vcpu *c = of_link(l);
-        const struct sched_unit *s = &c->vcpu->sched;
-        if (c->vcpu == v || !(s->hard_affinity & v->sched.hard_affinity))
-            continue;
-        if (!s->running && (!s->queued || out_of_budget(c->domain)))
+        if (c->vcpu == v || !competes(c) || !(c->vcpu->sched.hard_affinity & v->sched.hard_affinity))
             continue;
         int64_t vtime = vtime_at(c, now);
         if (vtime < least)
@@ -240,12 +245,44 @@ static struct vcpu *choose(struct hv *hv, unsigned pcpu)
     return best;
 }
 
-static uint64_t slice_of(struct credit_private *p, const struct credit_domain *d)
+/* Takes what the current run has lasted from the domain's budget. */
+static void charge(struct credit_vcpu *c, uint64_t ran_ns)
 {
-    int64_t share = d->cap ? d->budget_ns / (d->nr_running + 1) : (int64_t)p->slice_ns;
-    if (share > (int64_t)p->slice_ns)
-        share = (int64_t)p->slice_ns;
-    return share < MIN_SLICE_NS ? MIN_SLICE_NS : (uint64_t)share;
+    if (c->domain->cap)
+        c->domain->budget_ns -= (int64_t)(ran_ns - c->charged_ns);
+    c->charged_ns = ran_ns;
+}
+
+static void charge_running(struct credit_private *p, uint64_t now)
+{
+    for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
+        struct credit_vcpu *c = of_link(l);
+        if (c->vcpu->sched.running)
+            charge(c, now - c->vcpu->sched.started_ns);
+    }
+}
+
+/* What is left of a capped domain's budget is shared by those that use it up together. */
+static uint64_t split_budget(struct hv *hv, const struct credit_domain *d)
+{
+    struct credit_private *p = private(hv);
+    uint64_t now = hv_now(hv);
+    charge_running(p, now);
+    int64_t share = d->budget_ns / (d->nr_running + 1);
+    if (share < MIN_SLICE_NS)
+        share = MIN_SLICE_NS;
+    for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
+        const struct credit_vcpu *c = of_link(l);
+        if (c->domain == d && c->vcpu->sched.running)
+            sched_tickle_at(hv, c->vcpu->sched.pcpu, now + (uint64_t)share);
+    }
+    return (uint64_t)share;
+}
+
+static uint64_t slice_of(struct hv *hv, const struct credit_domain *d)
+{
+    uint64_t slice = private(hv)->slice_ns, share = d->cap ? split_budget(hv, d) : slice;
+    return share < slice ? share : slice;
 }
 
 static struct sched_decision credit_pick(struct hv *hv, unsigned pcpu)
@@ -254,7 +291,7 @@ static struct sched_decision credit_pick(struct hv *hv, unsigned pcpu)
     if (!v)
         return (struct sched_decision){NULL, 0};
     struct credit_domain *d = of(v)->domain;
-    struct sched_decision decision = {v, slice_of(private(hv), d)};
+    struct sched_decision decision = {v, slice_of(hv, d)};
     dequeue(hv, v);
     d->nr_running++;
     return decision;
@@ -283,12 +320,14 @@ static void credit_put_prev(struct hv *hv, unsigned pcpu, struct vcpu *v, uint64
     c->ran_ns += ran_ns;
     c->active = true;
     c->domain->nr_running--;
-    if (c->domain->cap) {
-        c->domain->budget_ns -= (int64_t)ran_ns;
+    charge(c, ran_ns);
+    c->charged_ns = 0;
+    if (c->domain->cap)
         start_accounting(hv);
-    }
-    if (!v->sched.queued)
+    if (!v->sched.queued) {
+        c->slept = true;
         return;
+    }
     if (v->sched.yielding)
         step_back(hv, v, pcpu);
     bool others = first_for(hv, pcpu, pcpu) != NULL;
@@ -315,13 +354,18 @@ static void count_active(struct credit_private *p, uint64_t elapsed)
     for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
         struct credit_vcpu *c = of_link(l);
         c->active = is_active(c, elapsed);
-        c->ran_ns = 0;
+        c->demand = c->slept ? (double)c->ran_ns / (double)elapsed : 1;
         c->domain->nr_active += c->active;
+        c->ran_ns = 0;
+        c->slept = false;
     }
     for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
         struct credit_vcpu *c = of_link(l);
-        c->limited = false;
-        c->weight = (double)c->domain->weight / (c->domain->nr_active ? c->domain->nr_active : 1);
+        double n = c->domain->nr_active ? c->domain->nr_active : 1, cap = c->domain->cap / 100.0 / n;
+        c->satisfied = false;
+        c->weight = c->domain->weight / n;
+        if (c->domain->cap && cap < c->demand)
+            c->demand = cap;
     }
 }
 
@@ -331,39 +375,41 @@ static bool in_group(const struct credit_vcpu *c, uint64_t affinity)
     return c->active && c->vcpu->sched.hard_affinity == affinity;
 }
 
-static struct credit_vcpu *heaviest(struct credit_private *p, uint64_t affinity)
+/* One whose share of what is left is all it can use; NULL: none. */
+static struct credit_vcpu *find_satisfied(struct credit_private *p, uint64_t affinity, double cpus, double weight)
 {
-    struct credit_vcpu *best = NULL;
     for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
         struct credit_vcpu *c = of_link(l);
-        if (in_group(c, affinity) && !c->limited && (!best || c->weight > best->weight))
-            best = c;
+        if (in_group(c, affinity) && !c->satisfied && c->weight * cpus >= c->demand * weight)
+            return c;
     }
-    return best;
+    return NULL;
 }
 
-/* Nobody can use more than one CPU: greater weights come down to what entitles to exactly one. */
-static void limit_weights(struct credit_private *p, uint64_t affinity, unsigned nr_cpus)
+/* Time flows to all in proportion to weight until each has what it can use. Those that fill a whole CPU would fall behind
+ * for ever at their own weight: they get the one that entitles to exactly a CPU. */
+static void limit_weights(struct credit_private *p, uint64_t affinity, double cpus)
 {
     struct credit_vcpu *c;
-    double rest = 0;
-    unsigned members = 0;
+    double weight = 0;
+    unsigned waiting = 0;
     for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
         if (in_group(of_link(l), affinity)) {
-            rest += of_link(l)->weight;
-            members++;
+            weight += of_link(l)->weight;
+            waiting++;
         }
     }
-    if (members <= nr_cpus) /* a CPU for each: weights don't matter */
-        return;
-    while ((c = heaviest(p, affinity)) && c->weight * nr_cpus > rest) {
-        rest -= c->weight;
-        nr_cpus--;
-        c->limited = true;
+    while ((c = find_satisfied(p, affinity, cpus, weight))) {
+        c->satisfied = true;
+        cpus -= c->demand;
+        weight -= c->weight;
+        waiting--;
     }
+    if (!waiting || cpus <= 0) /* enough for everybody: weights don't matter */
+        return;
     for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next)
-        if (in_group(of_link(l), affinity) && of_link(l)->limited)
-            of_link(l)->weight = rest / nr_cpus;
+        if (in_group(of_link(l), affinity) && of_link(l)->satisfied && of_link(l)->demand >= 1)
+            of_link(l)->weight = weight / cpus;
 }
 
 /* What is ahead of its group by more than two slices is so for no reason that still matters. */
@@ -371,13 +417,15 @@ static void limit_lead(struct credit_private *p, uint64_t affinity, uint64_t now
 {
     int64_t least = INT64_MAX;
     for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next)
-        if (in_group(of_link(l), affinity) && vtime_at(of_link(l), now) < least)
+        if (in_group(of_link(l), affinity) && competes(of_link(l)) && vtime_at(of_link(l), now) < least)
             least = vtime_at(of_link(l), now);
     for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
         struct credit_vcpu *c = of_link(l);
         if (!in_group(c, affinity))
             continue;
         c->grouped = true;
+        if (!competes(c))
+            continue;
         int64_t lead = vtime_at(c, now) - least - scaled(c, 2 * PERIOD_NS);
         if (lead > 0)
             c->vtime_ns -= lead;
@@ -395,7 +443,7 @@ static void balance_groups(struct hv *hv, uint64_t now)
         uint64_t affinity = c->vcpu->sched.hard_affinity;
         if (!c->active || c->grouped)
             continue;
-        limit_weights(p, affinity, (unsigned)__builtin_popcountll(affinity & online));
+        limit_weights(p, affinity, __builtin_popcountll(affinity & online));
         limit_lead(p, affinity, now);
     }
 }
@@ -438,13 +486,15 @@ static bool refill_budgets(struct hv *hv, uint64_t elapsed, uint64_t now)
 {
     struct credit_private *p = private(hv);
     bool needed = false;
+    charge_running(p, now);
     for (struct list *l = p->domains.next; l != &p->domains; l = l->next) {
         struct credit_domain *d = domain_of_link(l);
         bool waited = out_of_budget(d);
         if (!d->cap)
             continue;
         needed |= d->nr_active || d->budget_ns < 0;
-        d->budget_ns = (d->budget_ns < 0 ? d->budget_ns : 0) + budget_for(d, elapsed);
+        int64_t most = budget_for(d, PERIOD_NS);
+        d->budget_ns = (d->budget_ns < most ? d->budget_ns : most) + budget_for(d, elapsed);
         if (waited && !out_of_budget(d))
             readmit(hv, d, now);
     }

@@ -65,8 +65,8 @@ void vcpu_sleep(struct vcpu *v, bool sync);
 /* SCHEDOP_block from its own thread: marks it blocked unless an event is pending. It stops when vcpu_run returns. */
 void vcpu_block(struct vcpu *v);
 void vcpu_yield(struct vcpu *v);
-/* Wakes a blocked vCPU because an event arrived. */
-void vcpu_unblock(struct vcpu *v);
+/* Wakes a blocked vCPU because an event arrived; true if it was blocked: then it will look at its events itself. */
+bool vcpu_unblock(struct vcpu *v);
 /* True when vcpu_run must return: slice over, blocked, paused, dying, machine stopping. Cheap, lock-free. */
 bool sched_must_stop(const struct vcpu *v);
 /* For policies, which run with sched_lock held. */

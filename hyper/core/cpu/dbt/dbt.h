@@ -38,6 +38,7 @@ struct tlb_entry {
 #define JUMP_ENTRIES (1 << JUMP_BITS)
 
 #define TLB_LOG 512   /* slots used since the last flush, so that a flush touches few */
+#define TLB_LOW_LOG 64 /* of those the kernel's TLB uses for the lower half: a change of CR3 drops them alone */
 #define JUMP_LOG 1024
 
 /* Why generated code came back. */
@@ -110,6 +111,7 @@ struct engine_vcpu {
     struct engine_statistics stats;
 
     uint32_t tlb_log[2][TLB_LOG], nr_tlb_log[2];
+    uint32_t low_log[TLB_LOW_LOG], nr_low_log;
     uint32_t jump_log[2][JUMP_LOG], nr_jump_log[2];
     struct tlb_entry tlb[2][TLB_ENTRIES]; /* by mode: 0 kernel, 1 user */
     uint64_t jump[2][JUMP_ENTRIES];

@@ -119,6 +119,8 @@ static void tlb_fill(struct engine_vcpu *e, uint64_t vaddr, uint8_t *host, bool 
     e->stats.tlb_fills++;
     if (t->read_tag == TLB_NO_TAG && e->nr_tlb_log[mode] < TLB_LOG)
         e->tlb_log[mode][e->nr_tlb_log[mode]++] = i;
+    if (!mode && !(vaddr >> 63) && e->nr_low_log < TLB_LOW_LOG)
+        e->low_log[e->nr_low_log++] = i;
     host -= vaddr & ~PAGE_MASK;
     if (t->read_tag != tag || t->host != host) {
         t->write_tag = TLB_NO_TAG;
@@ -312,6 +314,8 @@ void mmu_flush_mode(struct engine_vcpu *e, unsigned mode)
         for (unsigned k = 0; k < TLB_ENTRIES; k++)
             entry_reset(&e->tlb[mode][k]);
     e->nr_tlb_log[mode] = 0;
+    if (!mode)
+        e->nr_low_log = 0;
 }
 
 /* Is it an entry of the lower half? Tags are negated addresses. */
@@ -319,20 +323,13 @@ static bool is_low(const struct tlb_entry *t) { return (int64_t)t->read_tag < 0;
 
 void mmu_flush_user_half(struct engine_vcpu *e)
 {
-    struct tlb_entry *tlb = e->tlb[0];
-    unsigned kept = 0, n = e->nr_tlb_log[0];
-    bool all = n == TLB_LOG;
-    for (unsigned k = 0; k < (all ? TLB_ENTRIES : n); k++) {
-        unsigned i = all ? k : e->tlb_log[0][k];
-        if (is_low(&tlb[i]))
-            entry_reset(&tlb[i]);
-        else if (tlb[i].read_tag != TLB_NO_TAG) {
-            if (kept < TLB_LOG)
-                e->tlb_log[0][kept] = i;
-            kept++;
-        }
+    bool all = e->nr_low_log == TLB_LOW_LOG;
+    for (unsigned k = 0; k < (all ? TLB_ENTRIES : e->nr_low_log); k++) {
+        struct tlb_entry *t = &e->tlb[0][all ? k : e->low_log[k]];
+        if (is_low(t))
+            entry_reset(t);
     }
-    e->nr_tlb_log[0] = kept < TLB_LOG ? kept : TLB_LOG;
+    e->nr_low_log = 0;
 }
 
 void mmu_drop_page(struct engine_vcpu *e, uint64_t vaddr)

@@ -622,6 +622,15 @@ static void dbt_statistics(struct domain *d, struct engine_statistics *out)
     }
 }
 
+static const char *dbt_exit_name(unsigned index)
+{
+    static const char *const name[DBT_EXITS] = {
+        "link", "jump cache miss", "special", "page fault", "poll", "system call", "invalid opcode", "privileged",
+        "rare", "divide", "general protection", "stack", "x87", "simd", "alignment", "no device",
+    };
+    return index < DBT_EXITS ? name[index] : "?";
+}
+
 const struct engine_ops dbt_engine = {
     .name = "dbt",
     .machine_init = dbt_machine_init,
@@ -651,4 +660,5 @@ const struct engine_ops dbt_engine = {
     .get_fpu = dbt_get_fpu,
     .set_fpu = dbt_set_fpu,
     .statistics = dbt_statistics,
+    .exit_name = dbt_exit_name,
 };

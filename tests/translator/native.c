@@ -1,0 +1,188 @@
+/*
+ * Native runs. A small trampoline loads every register from the image and jumps; the only way back is a signal, whose
+ * frame holds the state of the interrupted program. The handler restores the fs base first: until then nothing here may
+ * use thread-local storage.
+ */
+#define _GNU_SOURCE
+#include "native.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define ARCH_SET_GS 0x1001
+#define ARCH_SET_FS 0x1002
+#define ARCH_GET_FS 0x1003
+#define ALTERNATE_STACK (512u << 10)
+
+static uint8_t *memory; /* all pools */
+static uint64_t host_fs;
+static struct cpu_image *current;
+static struct event *current_event;
+static struct sigaction engine_action[NSIG];
+
+extern volatile uint8_t native_active;
+extern uint64_t native_stack, native_target;
+void native_enter(const struct cpu_image *c);
+extern const uint8_t native_leave[];
+
+__asm__(".pushsection .bss\n"
+        ".globl native_active, native_stack, native_target\n"
+        ".balign 8\n"
+        "native_stack: .skip 8\n"
+        "native_target: .skip 8\n"
+        "native_active: .skip 8\n"
+        ".popsection\n");
+
+/* Offsets of struct cpu_image; checked below. */
+__asm__(".text\n.globl native_enter, native_leave\n"
+        "native_enter:\n"
+        " push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
+        " mov %rdi, %rbx\n"
+        " mov %rsp, native_stack(%rip)\n"
+        " mov $158, %eax; mov $0x1002, %edi; mov 144(%rbx), %rsi; syscall\n" /* arch_prctl */
+        " mov $158, %eax; mov $0x1001, %edi; mov 152(%rbx), %rsi; syscall\n"
+        " fxrstor64 160(%rbx)\n"
+        " mov 128(%rbx), %rax; mov %rax, native_target(%rip)\n"
+        " pushq 136(%rbx)\n"
+        " movb $1, native_active(%rip)\n"
+        " mov 0(%rbx), %rax; mov 8(%rbx), %rcx; mov 16(%rbx), %rdx\n"
+        " mov 40(%rbx), %rbp; mov 48(%rbx), %rsi; mov 56(%rbx), %rdi\n"
+        " mov 64(%rbx), %r8; mov 72(%rbx), %r9; mov 80(%rbx), %r10; mov 88(%rbx), %r11\n"
+        " mov 96(%rbx), %r12; mov 104(%rbx), %r13; mov 112(%rbx), %r14; mov 120(%rbx), %r15\n"
+        " popfq\n"
+        " mov 32(%rbx), %rsp; mov 24(%rbx), %rbx\n"
+        " jmp *native_target(%rip)\n"
+        "native_leave:\n"
+        " fninit\n"
+        " pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
+        " ret\n");
+_Static_assert(offsetof(struct cpu_image, rip) == 128 && offsetof(struct cpu_image, fx) == 160, "offsets in native_enter");
+
+static long raw_arch_prctl(long code, uint64_t value)
+{
+    long ret;
+    __asm__ volatile("syscall" : "=a"(ret) : "0"(SYS_arch_prctl), "D"(code), "S"(value) : "rcx", "r11", "memory");
+    return ret;
+}
+
+static const uint8_t gregs_order[NR_GPRS] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                             REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+
+/* A step inside native_enter, or the one that its last jump takes. */
+__attribute__((no_sanitize("address", "undefined"))) static bool is_own_step(const ucontext_t *uc)
+{
+    uint64_t rip = uc->uc_mcontext.gregs[REG_RIP];
+    if (uc->uc_mcontext.gregs[REG_TRAPNO] != VECTOR_DEBUG)
+        return false;
+    if (rip - (uint64_t)native_enter < (uint64_t)native_leave - (uint64_t)native_enter)
+        return true;
+    bool arrived = rip == native_target;
+    native_target = 0;
+    return arrived;
+}
+
+__attribute__((no_sanitize("address", "undefined"))) static void on_signal(int number, siginfo_t *info, void *context)
+{
+    ucontext_t *uc = context;
+    if (!native_active) {
+        const struct sigaction *a = &engine_action[number];
+        if (a->sa_flags & SA_SIGINFO)
+            a->sa_sigaction(number, info, context);
+        else
+            signal(number, SIG_DFL);
+        return;
+    }
+    if (is_own_step(uc))
+        return;
+    raw_arch_prctl(ARCH_SET_FS, host_fs);
+    native_active = 0;
+    struct cpu_image *c = current;
+    greg_t *g = uc->uc_mcontext.gregs;
+    for (unsigned k = 0; k < NR_GPRS; k++)
+        c->regs[k] = g[gregs_order[k]];
+    c->rip = g[REG_RIP];
+    c->rflags = g[REG_EFL];
+    memcpy(c->fx, uc->uc_mcontext.fpregs, sizeof(c->fx));
+    *current_event = (struct event){.vector = g[REG_TRAPNO], .error = g[REG_ERR], .cr2 = g[REG_CR2]};
+    g[REG_RIP] = (greg_t)native_leave;
+    g[REG_RSP] = (greg_t)native_stack;
+    g[REG_EFL] = 0x202;
+}
+
+void native_run(struct cpu_image *c, struct event *e)
+{
+    current = c;
+    current_event = e;
+    __asm__ volatile("" ::: "memory");
+    native_enter(c);
+    static const uint32_t usual_mxcsr = 0x1f80;
+    __asm__ volatile("ldmxcsr %0" : : "m"(usual_mxcsr) : "memory");
+    uint8_t *fx = c->fx; /* a frame says nothing about these */
+    memset(fx + 416, 0, 96);
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+uint8_t *native_page(enum pool pool, unsigned n) { return memory + (pool_start(pool) + n) * PAGE_SIZE; }
+
+static int protection(enum permission p)
+{
+    static const int bits[] = {[PERM_NONE] = PROT_NONE,
+                               [PERM_R] = PROT_READ,
+                               [PERM_RW] = PROT_READ | PROT_WRITE,
+                               [PERM_RX] = PROT_READ | PROT_EXEC,
+                               [PERM_RWX] = PROT_READ | PROT_WRITE | PROT_EXEC};
+    return bits[p];
+}
+
+static enum permission now[NR_WINDOWS][CODE_PAGES];
+
+void native_protect(int window, unsigned page, enum permission perm)
+{
+    if (now[window][page] == perm)
+        return;
+    now[window][page] = perm;
+    if (mprotect((void *)(windows[window].vaddr + page * PAGE_SIZE), PAGE_SIZE, protection(perm)))
+        die("mprotect: %s", strerror(errno));
+}
+
+static void map_windows(void)
+{
+    int fd = memfd_create("native", MFD_CLOEXEC);
+    size_t bytes = POOL_PAGES * PAGE_SIZE;
+    if (fd < 0 || ftruncate(fd, bytes))
+        die("no memory for the native run");
+    memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        die("no memory for the native run");
+    memset(memory, 0, bytes);
+    for (int w = 0; w < NR_WINDOWS; w++) {
+        void *at = (void *)windows[w].vaddr;
+        void *p = mmap(at, windows[w].pages * PAGE_SIZE, protection(windows[w].usual), MAP_SHARED | MAP_FIXED_NOREPLACE, fd,
+                       pool_start(windows[w].pool) * PAGE_SIZE);
+        if (p != at)
+            die("%p is taken", at);
+        for (unsigned k = 0; k < windows[w].pages; k++)
+            now[w][k] = windows[w].usual;
+    }
+    close(fd);
+}
+
+void native_init(struct machine *m)
+{
+    static const int numbers[] = {SIGSEGV, SIGFPE, SIGBUS, SIGILL, SIGTRAP};
+    (void)m;
+    raw_arch_prctl(ARCH_GET_FS, (uint64_t)&host_fs);
+    map_windows();
+    stack_t stack = {.ss_sp = mmap(NULL, ALTERNATE_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+                     .ss_size = ALTERNATE_STACK};
+    sigaltstack(&stack, NULL);
+    struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    for (unsigned k = 0; k < ARRAY_SIZE(numbers); k++)
+        sigaction(numbers[k], &action, &engine_action[numbers[k]]);
+}

@@ -1,0 +1,25 @@
+/*
+ * The oracle: the same bytes on the host's own CPU, at the same addresses, until something happens.
+ */
+#ifndef TRANSLATOR_NATIVE_H
+#define TRANSLATOR_NATIVE_H
+#include "machine.h"
+
+/* What a program may see of the CPU. fx is an fxsave image. */
+struct cpu_image {
+    uint64_t regs[NR_GPRS], rip, rflags, fs_base, gs_base;
+    uint8_t fx[512] __attribute__((aligned(16)));
+};
+
+/* Why it stopped: x86 vector numbers. */
+struct event { unsigned vector; uint64_t error, cr2; };
+enum { VECTOR_DIVIDE = 0, VECTOR_DEBUG = 1, VECTOR_BREAKPOINT = 3, VECTOR_INVALID = 6, VECTOR_STACK = 12, VECTOR_GP = 13,
+       VECTOR_PAGE_FAULT = 14, VECTOR_X87 = 16, VECTOR_ALIGNMENT = 17, VECTOR_SIMD = 19 };
+
+/* After the engine has installed its handlers: ours must look first, with the guest's fs base in place. */
+void native_init(struct machine *m);
+uint8_t *native_page(enum pool pool, unsigned n);
+void native_protect(int window, unsigned page, enum permission perm);
+/* Runs from c until a fault or trap; c is the state there. */
+void native_run(struct cpu_image *c, struct event *e);
+#endif
