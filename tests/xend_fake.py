@@ -1,7 +1,7 @@
 """A host without a hypervisor, for tests of xend: both of its seams in Python, and a process that serves them.
 
-Guests do as they are told at once: what is written to control/shutdown ends them. `calls` counts every call to
-either seam, and `fail_at` makes the n-th one fail.
+Guests do as they are told at once: what is written to control/shutdown ends them. `calls` counts the calls
+that change something, and `fail_at` makes the n-th one fail.
 
     python tests/xend_fake.py --host NAME [--ready-fd FD] ...   # xend's options
 """
@@ -136,11 +136,12 @@ class FakeHypervisor:
 
     async def getdomaininfo(self, domid: int) -> DomainInfo:
         await trio.lowlevel.checkpoint()
-        return self._domain(domid, "getdomaininfo").info
+        if domid not in self.domains:
+            raise NoSuchDomain("getdomaininfo", domid=domid)
+        return self.domains[domid].info
 
     async def getdomaininfolist(self) -> list[DomainInfo]:
         await trio.lowlevel.checkpoint()
-        self.calls.note("getdomaininfolist")
         return [self.domains[domid].info for domid in sorted(self.domains)]
 
     async def max_mem(self, domid: int, kib: int) -> None:

@@ -52,7 +52,8 @@ class Builder:
         config, hypervisor = record.config, self.hypervisor
         record.phase, record.handle = CREATING, config.uuid
         self.store.save(record)
-        record.domid = await hypervisor.domain_create(config.uuid, config.vcpus)
+        with trio.CancelScope(shield=True):  # a domain whose id nobody has written down is lost
+            record.domid = await hypervisor.domain_create(config.uuid, config.vcpus)
         self.store.save(record)
         await hypervisor.max_vcpus(record.domid, config.vcpus)
         await hypervisor.max_mem(record.domid, memory_limit_kib(config.memory))

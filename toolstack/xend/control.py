@@ -140,7 +140,7 @@ class Control:
         """Moves the target of the guest's balloon. It may grow at once; giving up memory takes the guest's
         time.
         """
-        domain = await self._life.find_own(key, "set the memory of")
+        domain = await self._life.find_settled(key, "set the memory of")
         if not 1 <= mebibytes <= domain.config.maxmem:
             raise XendError(
                 f"Memory of '{domain.name}' must be from 1 to {domain.config.maxmem} MiB, its maximum"
@@ -153,7 +153,7 @@ class Control:
         self._life.change(domain, memory=mebibytes)
 
     async def set_max_memory(self, key: Key, mebibytes: int) -> None:
-        domain = await self._life.find_own(key, "set the maximum memory of")
+        domain = await self._life.find_settled(key, "set the maximum memory of")
         if not domain.config.memory <= mebibytes <= MAX_MEMORY:
             raise XendError(
                 f"The maximum of '{domain.name}' must be from {domain.config.memory} MiB, what it has,"
@@ -170,7 +170,7 @@ class Control:
 
     async def pin(self, key: Key, vcpu: Any, cpumap: str) -> None:
         """Sets the CPUs of one vCPU, or of `all`."""
-        domain = await self._life.find_own(key, "pin")
+        domain = await self._life.find_settled(key, "pin")
         cpus = parse_cpus(cpumap)
         vcpus = range(domain.config.vcpus) if str(vcpu).lower() == "all" else [_number(vcpu, "a vCPU")]
         if not cpus or any(number not in range(domain.config.vcpus) for number in vcpus):
@@ -193,7 +193,7 @@ class Control:
         return {"weight": found_now.weight, "cap": found_now.cap}
 
     async def set_credit(self, key: Key, weight: int | None, cap: int | None) -> int:
-        domain = await self._life.find_own(key, "set the scheduling of")
+        domain = await self._life.find_settled(key, "set the scheduling of")
         if weight is not None and not 1 <= weight <= 65535:
             raise XendError("Cpu weight out of range, valid values are within range from 1 to 65535")
         most = domain.config.vcpus * 100

@@ -161,6 +161,13 @@ class Lifecycle:
             raise XendError(f"Cannot {verb} privileged domain {key}")
         raise XendError(f"Cannot {verb} {found.name}: xend does not know it; it can be destroyed")
 
+    async def find_settled(self, key: int | str, verb: str) -> Domain:
+        """The same, refusing a domain that is being built: it would not notice a change."""
+        domain = await self.find_own(key, verb)
+        if domain.record.phase not in (HALTED, RUNNING):
+            raise XendError(f"Cannot {verb} '{domain.name}': it is being built")
+        return domain
+
     async def info_of(self, record: Record) -> DomainInfo | None:
         """What the hypervisor has for a record; None when it is not running."""
         if record.domid is None:
@@ -382,8 +389,15 @@ class Lifecycle:
         record.managed, record.preserved = False, True
         self.domains[fresh], self.domains[config.uuid] = domain, successor
         self.store.save(record, successor.record, old_uuid=config.uuid)
+        log.info("domain is kept after its end", domain=config.name, domid=record.domid, name=domain.name)
+        try:
+            await self._rename_nodes(record, config)
+        finally:  # also when the dead domain is destroyed at this moment
+            self.start_in_background(self.again, successor, self.launch)
+
+    async def _rename_nodes(self, record: Record, old: DomainConfig) -> None:
         path = layout.domain_path(record.domid or 0)
-        await self.xenstore.remove(layout.vm_path(config))
+        await self.xenstore.remove(layout.vm_path(old))
         await self.xenstore.create(layout.vm_nodes(record))
         await self.xenstore.create(
             [
@@ -392,8 +406,6 @@ class Lifecycle:
                 Node(f"{path}/xend/shutdown_completed", "True"),
             ]
         )
-        log.info("domain is kept after its end", domain=config.name, domid=record.domid, name=domain.name)
-        self.start_in_background(self.again, successor, self.launch)
 
     # ---- taking apart
 

@@ -374,7 +374,7 @@ class Rpc:
         return before if state else None
 
     async def _set_name(self, key: int | str, name: str) -> None:
-        await self._life.rename(await self._life.find_own(key, "rename"), name)
+        await self._life.rename(await self._life.find_settled(key, "rename"), name)
 
     async def _log(self) -> str:
         return self._node.log()

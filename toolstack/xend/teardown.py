@@ -69,6 +69,9 @@ async def _is_ours_or_gone(hypervisor: Hypervisor, domid: int, handle: UUID | No
         return same_domain(await hypervisor.getdomaininfo(domid), handle)
     except NoSuchDomain:
         return True
+    except XenError as error:
+        log.error("a domain is not taken apart", domid=domid, reason=str(error))
+        return False
 
 
 async def _wait_reaped(hypervisor: Hypervisor, domid: int, handle: UUID | None) -> None:

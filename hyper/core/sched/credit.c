@@ -412,19 +412,22 @@ static void limit_weights(struct credit_private *p, uint64_t affinity, double cp
             of_link(l)->weight = weight / cpus;
 }
 
-/* What is ahead of its group by more than two slices is so for no reason that still matters. */
+/* Nobody has to wait for others longer than two of its slices would explain: what is further ahead of those that wait has
+ * come from elsewhere, or from other times. */
 static void limit_lead(struct credit_private *p, uint64_t affinity, uint64_t now)
 {
     int64_t least = INT64_MAX;
-    for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next)
-        if (in_group(of_link(l), affinity) && competes(of_link(l)) && vtime_at(of_link(l), now) < least)
-            least = vtime_at(of_link(l), now);
+    for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
+        const struct credit_vcpu *c = of_link(l);
+        if (in_group(c, affinity) && competes(c) && !c->vcpu->sched.running && c->vtime_ns < least)
+            least = c->vtime_ns;
+    }
     for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next) {
         struct credit_vcpu *c = of_link(l);
         if (!in_group(c, affinity))
             continue;
         c->grouped = true;
-        if (!competes(c))
+        if (least == INT64_MAX || !competes(c))
             continue;
         int64_t lead = vtime_at(c, now) - least - scaled(c, 2 * PERIOD_NS);
         if (lead > 0)

@@ -1,0 +1,1 @@
+"""xenconsoled: every guest's console. See dom0/xenconsoled/README.md."""
