@@ -1,4 +1,5 @@
-"""What Dom0's daemons hold: sockets they listen on, and ports their killed predecessor may still have."""
+"""What Dom0's daemons share: sockets to listen on, ports a killed predecessor still has, how errors are told.
+"""
 
 from __future__ import annotations
 
@@ -82,3 +83,10 @@ async def when_reaped(
             if trio.current_time() >= deadline:
                 raise
             await trio.sleep(0.02)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """What an exception group holds, however deep; an exception alone is its own leaf."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]

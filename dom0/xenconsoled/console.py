@@ -1,7 +1,8 @@
 """One guest's console: its ring is always drained, into the scrollback, the log file and to every viewer.
 
-The guest never waits for any of them: each takes what it can without blocking and leaves out the rest (a guest whose
-ring is full would spin). The other way round a viewer waits until the guest has taken what he typed.
+The guest never waits for any of them: each takes what it can without blocking and leaves out the rest (a
+guest whose ring is full would spin). The other way round a viewer waits until the guest has taken what he
+typed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Port(Protocol):
 class Console:
     """Owns page, port, scrollback and what it listens on."""
 
-    def __init__(self, domid: int, page: Page, port: Port, scrollback: Scrollback, log_writer: LogWriter) -> None:
+    def __init__(
+        self, domid: int, page: Page, port: Port, scrollback: Scrollback, log_writer: LogWriter
+    ) -> None:
         self.domid = domid
         self._page = page
         self._port = port
@@ -80,16 +83,11 @@ class Console:
         self._drain()
         with trio.move_on_after(_FINISH_SECONDS):
             for viewer in list(self._viewers):
-                try:
-                    await viewer.finish()
-                except (OSError, trio.ClosedResourceError, trio.BusyResourceError):
-                    continue
+                await viewer.finish()
         self._scope.cancel()
         await self._stopped.wait()
 
     async def _let_go(self) -> None:
-        for viewer in self._viewers:
-            viewer.close()
         self._scrollback.close()
         await self._port.close()
         try:
@@ -134,10 +132,9 @@ class Console:
         viewer.show(self._scrollback.text())
         self._viewers.add(viewer)
         try:
-            await viewer.read(self._typed)
+            await viewer.run(self._typed)
         finally:
             self._viewers.discard(viewer)
-            viewer.close()
 
     async def _typed(self, data: bytes) -> None:
         """Returns when the guest's ring has taken all."""

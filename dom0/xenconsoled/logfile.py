@@ -1,7 +1,7 @@
 """A guest's log file: raw bytes, at most 1 MiB and one older file of as much.
 
-A slow or full disk holds up nobody: bytes wait in a bounded buffer, a thread writes them, and what finds no room is
-counted and left out. A line in the file says how much is missing, once it can be written.
+A slow or full disk holds up nobody: bytes wait in a bounded buffer, a thread writes them, and what finds no
+room is counted and left out. A line in the file says how much is missing, once it can be written.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class LogWriter:
         self._nr_lost = 0
         self._work = trio.Event()
         self._failing = False
+        self._writing = False
 
     def put(self, data: bytes) -> None:
         room = MAX_WAITING_BYTES - len(self._waiting)
@@ -79,11 +80,10 @@ class LogWriter:
                 await self._write()
         finally:
             with trio.move_on_after(_LAST_SECONDS, shield=True):
-                await self._write()
-            if self._file_is_idle:
+                if not self._writing:
+                    await self._write()
+            if not self._writing:  # else a thread hangs in it
                 self._file.close()
-
-    _file_is_idle = True
 
     async def _write(self) -> None:
         data, lost = bytes(self._waiting), self._nr_lost
@@ -93,7 +93,7 @@ class LogWriter:
             data += b"\r\n[xenconsoled: %d bytes are missing here]\r\n" % lost
         if not data:
             return
-        self._file_is_idle = False
+        self._writing = True
         try:
             await trio.to_thread.run_sync(self._file.write, data, abandon_on_cancel=True)
         except OSError as error:
@@ -103,4 +103,4 @@ class LogWriter:
             self._failing = True
         else:
             self._failing = False
-        self._file_is_idle = True
+        self._writing = False

@@ -1,7 +1,7 @@
 """The last 64 KiB of a console, in a memfd that outlives this process.
 
-Layout: 8 bytes, how many bytes were ever written; then the ring of the last BYTES of them. The count is written last,
-so a process killed in the middle leaves the text before it whole.
+Layout: 8 bytes, how many bytes were ever written; then the ring of the last BYTES of them. The count is
+written last, so a process killed in the middle leaves the text before it whole.
 """
 
 from __future__ import annotations

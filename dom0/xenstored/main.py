@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from dom0.endpoints import listening
+from dom0.endpoints import leaves, listening
 from dom0.xenstored import sockets
 from dom0.xenstored.daemon import Daemon
 from dom0.xenstored.journal import JournalError
@@ -91,13 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             trio.run(serve_host, HostPaths.from_environment(arguments.host), arguments.ready_fd)
     except* (OSError, ValueError, JournalError, HypervisorGone, XenError) as errors:
-        for error in _leaves(errors):
+        for error in leaves(errors):
             print(f"xenstored: {error}", file=sys.stderr)
         status = 1
     return status
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Self, TypeVar
@@ -28,7 +28,15 @@ from typing import Self, TypeVar
 import trio
 
 from hyper.public.errors import NoSuchNode, TooBig, TryAgain, XenErrno, XenError, xen_error
-from hyper.public.xs_wire import HEADER, PAYLOAD_MAX, Decoder, ProtocolError, XsType, decode_strings, encode_strings
+from hyper.public.xs_wire import (
+    HEADER,
+    PAYLOAD_MAX,
+    Decoder,
+    ProtocolError,
+    XsType,
+    decode_strings,
+    encode_strings,
+)
 
 T = TypeVar("T")
 
@@ -171,24 +179,31 @@ class XenstoreClient(_Operations):
     # --- watches and transactions
 
     @asynccontextmanager
-    async def watch(self, path: str) -> AsyncIterator[Watch]:
-        """Tells of changes at and below `path`, or of @introduceDomain and @releaseDomain. Fires at once.
+    async def watch(self, *paths: str) -> AsyncIterator[Watch]:
+        """Tells of changes at and below `paths`, or of @introduceDomain and @releaseDomain. Each fires at
+        once.
 
         Raises: BadArgument for what is no path.
         """
-        token = str(next(self._tokens))
-        watch = self._watches[token] = Watch(self, path)
+        watch = Watch(self, paths)
+        tokens: dict[str, str] = {}
         try:
-            await self._request(XsType.WATCH, _strings(path, token), path)
-            try:
-                yield watch
-            finally:
-                if not self._gone.is_set():
-                    with trio.move_on_after(_ABORT_SECONDS, shield=True):
-                        await self._request(XsType.UNWATCH, _strings(path, token), path)
+            for path in paths:
+                token = str(next(self._tokens))
+                self._watches[token] = watch
+                tokens[token] = path
+                await self._request(XsType.WATCH, _strings(path, token), path)
+            yield watch
         finally:
-            del self._watches[token]
+            for token, path in tokens.items():
+                del self._watches[token]
+                if not self._gone.is_set():
+                    await self._unwatch(path, token)
             watch._close()
+
+    async def _unwatch(self, path: str, token: str) -> None:
+        with trio.move_on_after(_ABORT_SECONDS, shield=True), suppress(NoSuchNode, XenstoreGone):
+            await self._request(XsType.UNWATCH, _strings(path, token), path)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -203,7 +218,7 @@ class XenstoreClient(_Operations):
             yield tx
         except BaseException:
             if not self._gone.is_set():
-                with trio.move_on_after(_ABORT_SECONDS, shield=True):
+                with trio.move_on_after(_ABORT_SECONDS, shield=True), suppress(XenError, XenstoreGone):
                     await tx._request(XsType.TRANSACTION_END, b"F\0")
             raise
         await tx._request(XsType.TRANSACTION_END, b"T\0")
@@ -341,8 +356,8 @@ class Transaction(_Operations):
 class Watch:
     """Iterate over it: each item is a path that has changed. Paths that wait are kept once."""
 
-    def __init__(self, client: XenstoreClient, path: str) -> None:
-        self.path = path
+    def __init__(self, client: XenstoreClient, paths: Sequence[str]) -> None:
+        self.paths = paths
         self._client = client
         self._send, self._receive = trio.open_memory_channel[str](MAX_PENDING_EVENTS)
         self._waiting: set[str] = set()
@@ -366,7 +381,7 @@ class Watch:
             try:
                 self._send.send_nowait(path)
             except trio.WouldBlock:
-                raise _WatchOverflow(f"the watch on {self.path} is not read") from None
+                raise _WatchOverflow(f"the watch on {', '.join(self.paths)} is not read") from None
             self._waiting.add(path)
 
     def _close(self) -> None:

@@ -393,7 +393,8 @@ static bool compare_event(const struct event *n, const struct event *g)
         return false;
     if (n->vector != VECTOR_PAGE_FAULT)
         return true;
-    return compare("cr2", n->cr2, g->cr2) & compare("error code", n->error, g->error | (here.mode == USER ? 0 : 4));
+    bool higher = here.mode == KERNEL_HIGH && n->cr2 + HIGH_BASE == g->cr2; /* relative to rip */
+    return (higher || compare("cr2", n->cr2, g->cr2)) & compare("error code", n->error, g->error | (here.mode == USER ? 0 : 4));
 }
 
 static bool compare_all(const struct cpu_image *n, const struct event *ne, const struct cpu_image *g, const struct event *ge)

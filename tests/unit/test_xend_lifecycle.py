@@ -253,7 +253,9 @@ class TestFailedBuilds:
 
 class TestTeardown:
     @pytest.mark.parametrize("step", range(1, 6))
-    async def test_a_step_that_fails_does_not_stop_the_others(self, host: Host, step: int) -> None:
+    async def test_a_step_that_fails_does_not_stop_the_others(
+        self, host: Host, step: int, autojump_clock: MockClock
+    ) -> None:
         async with host.xend() as xend:
             domain = await xend.create()
             host.calls.names.clear()

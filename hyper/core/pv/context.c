@@ -95,6 +95,7 @@ int pv_set_context(struct vcpu *v, const struct vcpu_guest_context *c)
     v->pv.failsafe_callback = c->failsafe_callback_eip;
     v->pv.syscall_callback = c->syscall_callback_eip;
     v->pv.callback_flags = c->flags & (VGCF_failsafe_disables_events | VGCF_syscall_disables_events);
+    v->pv.iopl = (c->user_regs.rflags & X86_IOPL) >> 12; /* the virtual one: secondary vCPUs get it this way */
     v->pv.kernel_ss = c->kernel_ss;
     v->pv.kernel_sp = c->kernel_sp;
     v->pv.ldt_base = c->ldt_base;
@@ -123,7 +124,7 @@ void pv_get_context(struct vcpu *v, struct vcpu_guest_context *c)
     for (unsigned k = 0; k < NR_GPRS; k++)
         *reg_field(&c->user_regs, reg_order[k]) = s->regs[reg_order[k]];
     c->user_regs.rip = s->rip;
-    c->user_regs.rflags = cpu_rflags(s);
+    c->user_regs.rflags = cpu_rflags(s) | v->pv.iopl << 12;
     c->user_regs.es = s->sreg[SREG_ES];
     c->user_regs.cs = user ? s->sreg[SREG_CS] : s->sreg[SREG_CS] & ~3;
     c->user_regs.ss = s->sreg[SREG_SS];

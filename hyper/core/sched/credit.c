@@ -11,7 +11,7 @@
  * rate limit. Slices are 30 ms otherwise.
  *
  * A cap is a budget of the domain per accounting period, in ns of CPU time; what was overrun is owed, what was left is good
- * for one more period, since others may have had their turn. A vCPU of a domain without budget waits in its queue, passed over, until the next period.
+ * for one more period, or for ten while it waits for others to have their turn. A vCPU of a domain without budget waits in its queue, passed over, until the next period.
  *
  * Queues are per physical CPU, ordered by virtual time. A CPU takes the first of its own unless another queue's first is
  * further behind by more than a migration is worth; a CPU with an empty queue takes whatever it may.
@@ -29,6 +29,7 @@
 #define MIGRATION_NS (MS / 2)  /* of virtual time at the default weight */
 #define MIN_SLICE_NS (MS / 5)
 #define DEFAULT_WEIGHT 256
+#define HELD_PERIODS 10        /* a capped domain keeps that much budget while it can't run */
 
 struct credit_domain {
     struct domain *domain;
@@ -212,9 +213,9 @@ static void place(struct hv *hv, struct vcpu *v, uint64_t now)
         preempt(hv, (unsigned)pcpu, now);
 }
 
-static void limit_lag(struct hv *hv, struct credit_vcpu *c, uint64_t now)
+static void limit_lag(struct hv *hv, struct credit_vcpu *c, int64_t limit_ns, uint64_t now)
 {
-    int64_t floor = least_vtime(hv, c->vcpu, now) - scaled(c, BOOST_NS);
+    int64_t floor = least_vtime(hv, c->vcpu, now) - scaled(c, limit_ns);
     if (c->vtime_ns < floor)
         c->vtime_ns = floor;
 }
@@ -222,7 +223,7 @@ static void limit_lag(struct hv *hv, struct credit_vcpu *c, uint64_t now)
 static void credit_wake(struct hv *hv, struct vcpu *v)
 {
     uint64_t now = hv_now(hv);
-    limit_lag(hv, of(v), now);
+    limit_lag(hv, of(v), BOOST_NS, now);
     place(hv, v, now);
     start_accounting(hv);
 }
@@ -479,9 +480,18 @@ static void readmit(struct hv *hv, const struct credit_domain *d, uint64_t now)
         if (c->domain != d || !c->vcpu->sched.queued)
             continue;
         dequeue(hv, c->vcpu);
-        limit_lag(hv, c, now);
+        limit_lag(hv, c, 4 * PERIOD_NS, now);
         place(hv, c->vcpu, now);
     }
+}
+
+/* Has budget, but others have the CPUs. */
+static bool is_held_back(struct credit_private *p, const struct credit_domain *d)
+{
+    for (struct list *l = p->vcpus.next; l != &p->vcpus; l = l->next)
+        if (of_link(l)->domain == d && of_link(l)->vcpu->sched.queued)
+            return !out_of_budget(d);
+    return false;
 }
 
 /* True while some capped domain needs the next period. */
@@ -496,7 +506,7 @@ static bool refill_budgets(struct hv *hv, uint64_t elapsed, uint64_t now)
         if (!d->cap)
             continue;
         needed |= d->nr_active || d->budget_ns < 0;
-        int64_t most = budget_for(d, PERIOD_NS);
+        int64_t most = budget_for(d, PERIOD_NS) * (is_held_back(p, d) ? HELD_PERIODS : 1);
         d->budget_ns = (d->budget_ns < most ? d->budget_ns : most) + budget_for(d, elapsed);
         if (waited && !out_of_budget(d))
             readmit(hv, d, now);

@@ -148,9 +148,10 @@ static uint8_t *translate_address(struct engine_vcpu *e, uint64_t vaddr, bool wr
         }
         if (!frame_has_code(pg))
             note_write(e, pg, vaddr);
+        bool writable = frame_writable(pg);
         if (unlikely(atomic_load(&d->mm_generation) != generation))
             continue;
-        if (unlikely(!frame_writable(pg)))
+        if (unlikely(!writable))
             return walk_fault(e, vaddr, ACCESS_WRITE, true);
         if (frame_has_code(pg)) {
             if (code_ok)
