@@ -1,4 +1,5 @@
-"""A host without a hypervisor, for tests of xend: both of its seams in Python, and a process that serves them.
+"""A host without a hypervisor, for tests of xend: both of its seams in Python, and a process that serves
+them.
 
 Guests do as they are told at once: what is written to control/shutdown ends them. `calls` counts the calls
 that change something, and `fail_at` makes the n-th one fail.
@@ -123,9 +124,11 @@ class FakeHypervisor:
         self.released()
 
     async def domain_pause(self, domid: int) -> None:
+        await trio.lowlevel.checkpoint()
         self._paused(self._domain(domid, "domain_pause"), 1)
 
     async def domain_unpause(self, domid: int) -> None:
+        await trio.lowlevel.checkpoint()
         self._paused(self._domain(domid, "domain_unpause"), -1)
 
     @staticmethod
@@ -192,9 +195,9 @@ class FakeHypervisor:
 
     async def version(self) -> XenInfo:
         return XenInfo(
-            major=4, minor=17, extra=".0-umxen", capabilities="xen-3.0-x86_64", changeset="", command_line="",
-            virt_start=0xFFFF800000000000, pagesize=4096, compiler="cc", compile_by="us", compile_domain="here",
-            compile_date="today",
+            major=4, minor=17, extra=".0-umxen", capabilities="xen-3.0-x86_64", changeset="",
+            command_line="", virt_start=0xFFFF800000000000, pagesize=4096, compiler="cc", compile_by="us",
+            compile_domain="here", compile_date="today",
         )  # fmt: skip
 
 
@@ -241,7 +244,9 @@ class FakeXenstore:
 
     async def subtree(self, path: str) -> dict[str, str]:
         prefix = f"{path}/"
-        return {name.removeprefix(prefix): value for name, value in self.nodes.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): value for name, value in self.nodes.items() if name.startswith(prefix)
+        }
 
     async def introduce(self, domid: int, mfn: int, port: int) -> None:
         self.calls.note("xs introduce")

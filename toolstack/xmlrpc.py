@@ -12,7 +12,7 @@ FAULT_GENERIC = 2
 FAULT_INVALID_DOMAIN = 3
 
 MAX_BODY = 1 << 20
-"""Bytes of the largest request or reply."""
+"""Bytes of the largest request."""
 
 _NAMES = {"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _VALUES = {value[1]: key for key, value in _NAMES.items()} | {"a": "\a", "b": "\b", "f": "\f", "v": "\v"}

@@ -32,7 +32,7 @@ class RotatingFile:
         self.path = path
         self._fd: int | None = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Raises: OSError: the disk is full, or worse. Some of `data` may be written."""
         if self._fd is None:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -60,47 +60,56 @@ class LogWriter:
     def __init__(self, path: Path) -> None:
         self._file = RotatingFile(path)
         self._waiting = bytearray()
-        self._nr_lost = 0
+        self._lost_before = 0  # bytes that are missing in front of what waits: they could not be written
+        self._lost_behind = 0  # and behind it: there was no room
         self._work = trio.Event()
+        self._closing = False
         self._failing = False
-        self._writing = False
 
     def put(self, data: bytes) -> None:
-        room = MAX_WAITING_BYTES - len(self._waiting)
+        room = 0 if self._lost_behind else MAX_WAITING_BYTES - len(self._waiting)
         self._waiting += data[:room]
-        self._nr_lost += max(0, len(data) - room)
+        self._lost_behind += max(0, len(data) - room)
         self._work.set()
 
     async def run(self) -> None:
         """Writes until it is cancelled; then what is left, as long as that takes no longer than a second."""
-        try:
-            while True:
+        scope = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_all, scope)
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._closing = True
+                self._work.set()
+                scope.deadline = trio.current_time() + _LAST_SECONDS
+
+    async def _write_all(self, scope: trio.CancelScope) -> None:
+        with scope:
+            while self._waiting or not self._closing:
                 await self._work.wait()
-                self._work = trio.Event()
+                if not self._closing:
+                    self._work = trio.Event()
                 await self._write()
-        finally:
-            with trio.move_on_after(_LAST_SECONDS, shield=True):
-                if not self._writing:
-                    await self._write()
-            if not self._writing:  # else a thread hangs in it
-                self._file.close()
+            self._file.close()  # not reached while a thread hangs in it
 
     async def _write(self) -> None:
-        data, lost = bytes(self._waiting), self._nr_lost
-        self._waiting.clear()
-        self._nr_lost = 0
-        if lost:
-            data += b"\r\n[xenconsoled: %d bytes are missing here]\r\n" % lost
+        lost = self._lost_before + len(self._waiting) + self._lost_behind
+        data = _missing(self._lost_before) + self._waiting + _missing(self._lost_behind)
+        self._waiting = bytearray()
+        self._lost_before = self._lost_behind = 0
         if not data:
             return
-        self._writing = True
         try:
             await trio.to_thread.run_sync(self._file.write, data, abandon_on_cancel=True)
         except OSError as error:
-            self._nr_lost += len(data)
+            self._lost_before = lost
             if not self._failing:
                 log.warning("console log not written", path=str(self._file.path), error=error.strerror)
             self._failing = True
         else:
             self._failing = False
-        self._writing = False
+
+
+def _missing(nbytes: int) -> bytes:
+    return b"\r\n[xenconsoled: %d bytes are missing here]\r\n" % nbytes if nbytes else b""

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-import structlog
 import trio
 
 from dom0.xenstored.connection import Connection
 from dom0.xenstored.journal import Journal, Operation, new_file
 from dom0.xenstored.restart import RingState, snapshot
 from dom0.xenstored.xenstore import Xenstore
-
-log = structlog.get_logger("xenstored")
 
 
 class Channel(Protocol):
@@ -88,9 +85,8 @@ class Daemon:
         while True:
             await self._compact.wait()
             self._compact = trio.Event()
-            old, before = journal.files[0], journal.bytes
+            old = journal.files[0]
             fd, nbytes = new_file(self.snapshot())
             journal.begin(fd, nbytes)
             await put(fd)
             journal.end(old)
-            log.info("journal compacted", bytes_before=before, bytes=nbytes)

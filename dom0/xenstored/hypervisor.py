@@ -118,7 +118,13 @@ class Rings:
                 raise
         except (XenError, GrantError) as error:
             log.warning("ring not connected", domid=domid, remote_port=remote_port, reason=str(error))
-            raise Refused("ENOENT" if isinstance(error, NoSuchDomain) else "EINVAL") from error
+            raise Refused("ENOENT" if _no_such_domain(error) else "EINVAL") from error
+
+
+def _no_such_domain(error: XenError | GrantError) -> bool:
+    if isinstance(error, GrantError):
+        return bool(error.status == abi.lib.GNTST_bad_domain)
+    return isinstance(error, NoSuchDomain)
 
 
 async def watch_domains(hyp: Hypervisor, daemon: Daemon, task_status: trio.TaskStatus[None]) -> None:

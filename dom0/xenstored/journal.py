@@ -32,7 +32,7 @@ from typing import Any
 import msgpack
 
 _LENGTH = struct.Struct("<I")
-MIN_COMPACT_BYTES = 1 << 20
+MIN_COMPACT_BYTES = 4 << 20
 Operation = tuple[Any, ...]
 
 

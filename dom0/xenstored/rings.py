@@ -54,6 +54,7 @@ class GuestRing:
         self._decoder = Decoder()
         self._scope = trio.CancelScope()
         self._failed = False
+        self._notified = False
         self._stopped = trio.Event()
 
     @property
@@ -97,6 +98,7 @@ class GuestRing:
                     else:
                         await self._port.wait()
         finally:
+            self._daemon.channels.pop(self._conn, None)
             with trio.CancelScope(shield=True):
                 await self._port.close()
                 try:
@@ -117,6 +119,7 @@ class GuestRing:
     def flush(self) -> None:
         if not self._failed and self._conn.output_bytes and self._write():
             self._port.notify()
+            self._notified = True
 
     def _write(self) -> int:
         """Bytes of replies and events that fit into the ring now."""
@@ -147,12 +150,15 @@ class GuestRing:
             self._execute()
             if self._daemon.journal:
                 self._daemon.journal("consumed", self.domid, len(chunk), self._decoder.rest)
-            self._daemon.settle()
+                self._daemon.journal.commit()
             self._ring.consume_requests(len(chunk))
         except RingError as error:
             self._fail(RingProblem.RINGIDX, str(error))
             return False
-        self._port.notify()
+        self._notified = False
+        self._daemon.settle()
+        if not self._notified:
+            self._port.notify()
         return True
 
     def _execute(self) -> None:

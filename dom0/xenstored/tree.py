@@ -74,8 +74,10 @@ class View:
             self._set(parent_path, Node(parent.value, parent.perms, children, generation))
             self._set(path, Node(value, perms, {}, generation))
         else:
-            self.nr_owned[old.owner] -= 1
             self._set(path, Node(value, perms, old.children, generation))
+            if perms is old.perms:
+                return
+            self.nr_owned[old.owner] -= 1
         self.nr_owned[perms[0].domid] += 1
 
     def remove(self, path: bytes) -> list[Removed]:

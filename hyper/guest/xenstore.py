@@ -327,7 +327,7 @@ class XenstoreClient(_Operations):
             self._hang_up(reason)
 
     def _dispatch(self, payload: bytes) -> None:
-        path, token, *_ = [*decode_strings(payload), ""]
+        path, token, *_ = (*decode_strings(payload), "", "")
         if watch := self._watches.get(token):
             watch._fire(path)
 

@@ -1,5 +1,5 @@
-"""Invariant: any text of a configuration file gives settings, or a ConfigError that names file and line; and any
-settings give an expression xend reads, or a ConfigError.
+"""Invariant: any text of a configuration file gives settings, or a ConfigError that names file and line; and
+any settings give an expression xend reads, or a ConfigError.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from toolstack.xm import config
 from toolstack.xm.client import dump_call
 
 TOKENS = [
-    "name", "memory", "extra", "kernel", "vcpus", "disk", "cpus", "=", "+=", "==", "+", "%", "-", "*", "(", ")",
-    "[", "]", "{", "}", ",", ":", ";", "\n", " ", "  ", "'", '"', "'''", "\\", "#", "1", "0", "128", "'x'", "'%s'",
-    "'%d'", "'%(a)s'", "str", "int", "None", "True", "lambda", "if", "for", "import", "pass", "\t", "f'{x}'", "é",
-    "\x00", "\ud800", "9" * 30, "1e999", "0x", "...", ".", "@", "\r", "\x0c",
+    "name", "memory", "extra", "kernel", "vcpus", "disk", "cpus", "=", "+=", "==", "+", "%", "-", "*", "(",
+    ")", "[", "]", "{", "}", ",", ":", ";", "\n", " ", "  ", "'", '"', "'''", "\\", "#", "1", "0", "128",
+    "'x'", "'%s'", "'%d'", "'%(a)s'", "str", "int", "None", "True", "lambda", "if", "for", "import", "pass",
+    "\t", "f'{x}'", "é", "\x00", "\ud800", "9" * 30, "1e999", "0x", "...", ".", "@", "\r", "\x0c",
 ]  # fmt: skip
 
 programs = st.lists(st.sampled_from(TOKENS), max_size=25).map("".join)
 lines = st.lists(
-    st.tuples(st.sampled_from([*config.KEYS, "x", "acpi"]), st.sampled_from(TOKENS) | st.text(max_size=10)), max_size=8
+    st.tuples(st.sampled_from([*config.KEYS, "x", "acpi"]), st.sampled_from(TOKENS) | st.text(max_size=10)),
+    max_size=8,
 ).map(lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs))
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -66,4 +67,6 @@ def test_any_settings(found: dict[str, object]) -> None:
         DomainConfig.from_sxp(vm)
     except XendError as error:
         # What one key cannot know: the paths are absolute only after check_files, the cap needs the vCPUs.
-        assert any(word in str(error) for word in ("absolute", "cpu_cap", "vcpu_avail", "cpus", "too long", "Name"))
+        assert any(
+            word in str(error) for word in ("absolute", "cpu_cap", "vcpu_avail", "cpus", "too long", "Name")
+        )

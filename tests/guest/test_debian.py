@@ -99,8 +99,8 @@ def test_powers_off_from_inside(guest: Guest) -> None:
 
 
 def test_powers_off_when_xm_asks(guest: Guest, host: Host) -> None:
-    host.xm("shutdown", "-w", guest.name)
-    assert guest.state() == "gone"
+    assert "terminated" in host.xm("shutdown", "-w", guest.name).stdout
+    guest.wait_state("gone", timeout=5)
 
 
 @pytest.mark.parametrize("ask", ["inside", "xm"])

@@ -163,7 +163,7 @@ static void map_windows(void)
     memset(memory, 0, bytes);
     for (int w = 0; w < NR_WINDOWS; w++) {
         void *at = (void *)windows[w].vaddr;
-        void *p = mmap(at, windows[w].pages * PAGE_SIZE, protection(windows[w].usual), MAP_SHARED | MAP_FIXED_NOREPLACE, fd,
+        void *p = mmap(at, windows[w].pages * PAGE_SIZE, protection(windows[w].usual), MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE, fd,
                        pool_start(windows[w].pool) * PAGE_SIZE);
         if (p != at)
             die("%p is taken", at);

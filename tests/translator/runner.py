@@ -13,7 +13,7 @@ from typing import Any
 
 from elftools.elf.elffile import ELFFile
 
-from tests.translator.programs import ALL_FLAGS_BUT_AF, DATA, Program
+from tests.translator.programs import ALL_FLAGS_BUT_AF, DATA, RESUME, Program
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent.parent / "hyper" / "core"
@@ -44,8 +44,13 @@ def source(programs: Sequence[Program]) -> str:
         text += [f".balign {p.align}, 0x90", f"P{name}:"]
         table += [f".quad P{name}, E{name}"]
         for k, atom in enumerate(p.atoms):
-            text += [f"R{name}_{k}:", *atom]
+            text.append(f"R{name}_{k}:")
             table.append(f".quad R{name}_{k}")
+            for at, line in enumerate(atom):
+                text.append(line)
+                if line == RESUME:
+                    text.append(f"R{name}_{k}_{at}_inside:")
+                    table.append(f".quad R{name}_{k}_{at}_inside")
         text += [f"E{name}:", "syscall"]
         for number, function in enumerate(p.functions):
             text.append(f"F{p.seed}_{number}:")
@@ -55,12 +60,19 @@ def source(programs: Sequence[Program]) -> str:
     return "\n".join([*text, *table, ""])
 
 
+def tool(command: list[str]) -> None:
+    """Runs an assembler or linker; ValueError with its complaint."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(done.stderr[:1000])
+
+
 def assemble(programs: Sequence[Program], folder: Path) -> Path:
     """The harness's input file, from the text of `programs`."""
     text, obj, elf = folder / "programs.s", folder / "programs.o", folder / "programs.elf"
     text.write_text(source(programs))
-    subprocess.run(["as", "--64", "-mx86-used-note=no", "-o", str(obj), str(text)], check=True)
-    subprocess.run(["ld", "-Ttext", hex(CODE_START), "-e", "0", "--defsym", f"DATA={DATA}", "-o", str(elf), str(obj)], check=True)
+    tool(["as", "--64", "-mx86-used-note=no", "-o", str(obj), str(text)])
+    tool(["ld", "-Ttext", hex(CODE_START), "-e", "0", "--defsym", f"DATA={DATA}", "-o", str(elf), str(obj)])
     with elf.open("rb") as stream:
         image = ELFFile(stream)
         code = image.get_section_by_name(".text").data()
@@ -119,18 +131,30 @@ def run(harness: Path, programs: Path, *options: str) -> Outcome:
     return Outcome(done.returncode, totals, mismatches, failed, done.stderr[-2000:])
 
 
-def fails(harness: Path, program: Program, folder: Path, options: Sequence[str]) -> bool:
-    """Does this program alone still fail?"""
+def kind(outcome: Outcome) -> str | None:
+    """What differed first; None: nothing did."""
+    if outcome.ok:
+        return None
+    if not outcome.mismatches:
+        return f"status {outcome.status}"
+    first = outcome.mismatches[0]
+    what = str(first["mismatch"]).split(" from ")[0]
+    return f"{what} {first['native']} {first['translated']}" if what in ("vector", "error code") else what
+
+
+def difference(harness: Path, program: Program, folder: Path, options: Sequence[str]) -> str | None:
+    """What differs first when this program is run alone."""
     try:
         path = assemble([program], folder)
-    except subprocess.CalledProcessError:
-        return False
-    return not run(harness, path, *options).ok
+    except ValueError:
+        return None
+    return kind(run(harness, path, *options))
 
 
 def shrink(harness: Path, program: Program, folder: Path, options: Sequence[str]) -> Program:
     """The program without every atom, and then every line, that it can do without."""
-    if not fails(harness, program, folder, options):
+    wanted = difference(harness, program, folder, options)
+    if wanted is None:
         return program
     small = dataclasses.replace(program, atoms=list(program.atoms), functions=[list(f) for f in program.functions])
     changed = True
@@ -143,7 +167,7 @@ def shrink(harness: Path, program: Program, folder: Path, options: Sequence[str]
                 while at < len(group):
                     taken = group[at : at + size]
                     del group[at : at + size]
-                    if fails(harness, small, folder, options):
+                    if difference(harness, small, folder, options) == wanted:
                         changed = True
                     else:
                         group[at:at] = taken
@@ -154,7 +178,7 @@ def shrink(harness: Path, program: Program, folder: Path, options: Sequence[str]
             at = len(atom) - 1
             while at >= 0:
                 line = atom.pop(at)
-                if not fails(harness, small, folder, options):
+                if difference(harness, small, folder, options) != wanted:
                     atom.insert(at, line)
                 at -= 1
     return small

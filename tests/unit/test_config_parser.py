@@ -38,7 +38,10 @@ def vm(text: str, **variables: str) -> list[Any]:
         ("a = [1] + [2]\nb = (1,) + (2,)\nc = 1 + 2", {"a": [1, 2], "b": (1, 2), "c": 3}),
         ("v = '6.1'\nk = '/boot/vmlinuz-' + v", {"v": "6.1", "k": "/boot/vmlinuz-6.1"}),
         ("a = 'x'\na += 'y'", {"a": "xy"}),
-        ("a = 'vm%d' % 3\nb = '%s-%s' % ('x', 1)\nc = '%(n)s%%' % {'n': 5}", {"a": "vm3", "b": "x-1", "c": "5%"}),
+        (
+            "a = 'vm%d' % 3\nb = '%s-%s' % ('x', 1)\nc = '%(n)s%%' % {'n': 5}",
+            {"a": "vm3", "b": "x-1", "c": "5%"},
+        ),
         ("a = str(5) + 'x'\nb = int('0012')", {"a": "5x", "b": 12}),
         ("a = '''two\nlines'''", {"a": "two\nlines"}),
         ("a = (\n 'x'\n 'y')  # comment", {"a": "xy"}),
@@ -106,7 +109,9 @@ def test_anything_else_is_an_error_with_its_place(text: str, line: int, key: str
 def test_nothing_is_executed(tmp_path: Path) -> None:
     target = tmp_path / "written"
     with pytest.raises(ConfigError):
-        config.evaluate(f"a = [c for c in ().__class__.__base__.__subclasses__()]\nopen({str(target)!r}, 'w')", "f")
+        config.evaluate(
+            f"a = [c for c in ().__class__.__base__.__subclasses__()]\nopen({str(target)!r}, 'w')", "f"
+        )
     assert not target.exists()
 
 
@@ -158,7 +163,9 @@ def test_wrong_values_name_file_line_and_key(text: str, key: str, part: str) -> 
     assert part in str(error)
 
 
-@pytest.mark.parametrize("text", ["disk = []", "vif = []", "vfb = ''", "blkif = 'no'", "tsc_mode = 0", "cpuid = None"])
+@pytest.mark.parametrize(
+    "text", ["disk = []", "vif = []", "vfb = ''", "blkif = 'no'", "tsc_mode = 0", "cpuid = None"]
+)
 def test_asking_for_nothing_is_no_error(text: str) -> None:
     assert vm(BASE + text) == vm(BASE)
 
@@ -272,7 +279,9 @@ def test_old_restart(old: str, actions: list[str]) -> None:
 
 
 def test_nfs_root() -> None:
-    image = sxp.child_value(vm(BASE + "nfs_root='/r'\nnfs_server='1.2.3.4'\nextra='quiet'\ndhcp='dhcp'"), "image")
+    image = sxp.child_value(
+        vm(BASE + "nfs_root='/r'\nnfs_server='1.2.3.4'\nextra='quiet'\ndhcp='dhcp'"), "image"
+    )
     assert sxp.child_value(image, "args") == "nfsroot=1.2.3.4:/r quiet"
     assert sxp.child_value(image, "ip") == ":1.2.3.4::::eth0:dhcp"
 
@@ -306,7 +315,9 @@ class TestFiles:
         assert sxp.child_value(sxp.child_value(made, "image"), "kernel") == str(tmp_path / "k")
 
     @pytest.mark.parametrize(("name", "part"), [("absent", "does not exist"), (".", "is a directory")])
-    def test_a_missing_file_is_an_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, part: str) -> None:
+    def test_a_missing_file_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, part: str
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(ConfigError, match=f"^f:2: kernel: the file '{name}' {part}$"):
             config.load(f"\nkernel = '{name}'", "f", {})

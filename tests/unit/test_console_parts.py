@@ -104,12 +104,24 @@ async def test_a_full_disk_loses_bytes_and_says_so(tmp_path: Path, monkeypatch: 
         writer.put(b"after")
         await _written()
         nursery.cancel_scope.cancel()
-    assert (tmp_path / "log").read_bytes() == b"after\r\n[xenconsoled: 300000 bytes are missing here]\r\n"
+    assert (tmp_path / "log").read_bytes() == b"\r\n[xenconsoled: 300000 bytes are missing here]\r\nafter"
 
 
 async def _written() -> None:
     await trio.testing.wait_all_tasks_blocked()
     await trio.sleep(0.05)
+
+
+async def test_what_finds_no_room_is_counted(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path / "log")
+    async with trio.open_nursery() as nursery:
+        writer.put(b"x" * logfile.MAX_WAITING_BYTES + b"yy")
+        writer.put(b"zzz")
+        nursery.start_soon(writer.run)
+        await _written()
+        nursery.cancel_scope.cancel()
+    written = (tmp_path / "log").read_bytes()
+    assert written[logfile.MAX_WAITING_BYTES :] == b"\r\n[xenconsoled: 5 bytes are missing here]\r\n"
 
 
 async def test_a_hanging_disk_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

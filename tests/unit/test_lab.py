@@ -163,6 +163,10 @@ def test_leaks_are_told_apart_from_gains() -> None:
         "open files of hyper: 10 before, 11 after",
     ]
     assert before.growth(resources(pid=8, files=50)) == []  # restarted: another process
+    other = Resources({}, {"xend": 1}, {9: 5}, {9: 1}, {9: "xend"})
+    more = Resources({}, {"xend": 1}, {9: 6}, {9: 2}, {9: "xend"})
+    assert other.growth(more) == []
+    assert len(other.growth(more, everything=True)) == 2
     gone = Resources({}, {}, {}, {}, {})
     assert before.growth(gone) == ["hyper processes: 1 before, 0 after"]
 

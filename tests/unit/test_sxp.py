@@ -69,7 +69,11 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
 
 
 def test_pretty_breaks_what_is_too_long() -> None:
-    tree: Sxp = ["vm", ["name", "deb"], ["image", ["linux", ["kernel", "/" + "k" * 40], ["args", "a b " * 10]]]]
+    tree: Sxp = [
+        "vm",
+        ["name", "deb"],
+        ["image", ["linux", ["kernel", "/" + "k" * 40], ["args", "a b " * 10]]],
+    ]
     assert sxp.pretty(tree) == (
         "(vm\n"
         "    (name deb)\n"

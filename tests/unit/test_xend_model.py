@@ -242,8 +242,8 @@ def test_domain_sxp() -> None:
     found = describe.domain_sxp(RECORD, INFO)
     expected = {
         "domid": 7, "name": "deb", "uuid": str(U), "vcpus": 2, "online_vcpus": 1, "memory": 65, "maxmem": 96,
-        "state": "-b----", "status": 2, "cpu_time": 1.5, "start_time": 5.0, "store_mfn": 101, "console_mfn": 102,
-        "cpus": [[], []], "on_crash": "restart", "pool_name": "Pool-0",
+        "state": "-b----", "status": 2, "cpu_time": 1.5, "start_time": 5.0, "store_mfn": 101,
+        "console_mfn": 102, "cpus": [[], []], "on_crash": "restart", "pool_name": "Pool-0",
     }  # fmt: skip
     assert {key: child_value(found, key) for key in expected} == expected
     assert child_value(found, "vcpu_avail") is None
@@ -290,5 +290,3 @@ def test_vcpus() -> None:
     ]  # fmt: skip
     assert child_value(describe.halted_vcpu_sxp(0, ()), "cpumap") == list(range(64))
     assert child_value(describe.halted_vcpu_sxp(0, (2,)), "cpumap") == [2]
-
-

@@ -156,7 +156,9 @@ class TestErrors:
 
     def test_no_server(self, run: Run, server: FakeServer) -> None:
         server.answers["xend.domain"] = FileNotFoundError(2, "No such file or directory")
-        expected = "Error: Unable to connect to xend: No such file or directory (httpu:///fake). Is xend running?\n"
+        expected = (
+            "Error: Unable to connect to xend: No such file or directory (httpu:///fake). Is xend running?\n"
+        )
         assert run("domid", "deb") == (1, "", expected)
 
     def test_wrong_number_of_arguments(self, run: Run, server: FakeServer) -> None:
@@ -183,6 +185,9 @@ class TestErrors:
             run("pause", "deb")
 
 
+COUNT = ("domain.getRestartCount", "deb")
+
+
 @pytest.mark.parametrize(
     ("words", "calls"),
     [
@@ -202,9 +207,9 @@ class TestErrors:
         ("dmesg -c", [("node.dmesg.clear",)]),
         ("sched-credit -d deb -w 512", [("node.info", 0), ("domain.sched_credit_set", "deb", 512, None)]),
         ("sched-credit -d deb --cap=50", [("node.info", 0), ("domain.sched_credit_set", "deb", None, 50)]),
-        ("shutdown deb", [("domain", "deb"), ("domain.getRestartCount", "deb"), ("domain.shutdown", "deb", "poweroff")]),
-        ("shutdown -H 3", [("domain", "3"), ("domain.getRestartCount", "deb"), ("domain.shutdown", "deb", "halt")]),
-        ("reboot deb", [("domain", "deb"), ("domain.getRestartCount", "deb"), ("domain.shutdown", "deb", "reboot")]),
+        ("shutdown deb", [("domain", "deb"), COUNT, ("domain.shutdown", "deb", "poweroff")]),
+        ("shutdown -H 3", [("domain", "3"), COUNT, ("domain.shutdown", "deb", "halt")]),
+        ("reboot deb", [("domain", "deb"), COUNT, ("domain.shutdown", "deb", "reboot")]),
         ("shutdown -a -R", [("domains_with_state", True, "all", False), ("domain.getRestartCount", "deb"),
                             ("domain.shutdown", "deb", "reboot")]),
     ],
@@ -243,8 +248,8 @@ def test_what_is_printed(run: Run, words: str, out: str) -> None:
     [
         ("list --state=running deb", "You may specify either a state or a particular VM, but not both"),
         ("list --pool=x deb", "You may specify either a pool or a particular VM, but not both"),
-        ("list --state=asleep", "there is no state 'asleep' (all, halted, paused, running, suspended, shutdown,"
-         " crashed, unknown)"),
+        ("list --state=asleep", "there is no state 'asleep' (all, halted, paused, running, suspended,"
+         " shutdown, crashed, unknown)"),
         ("list --label", "security labels are not built yet"),
         ("sched-credit -w 3", "No domain given."),
         ("sched-credit -d deb -w x", "weight must be a number, not 'x'"),
@@ -329,7 +334,9 @@ class TestCreate:
         assert run("create", "-pq", config) == (0, "", "")
         assert [call[0] for call in server.calls] == ["domain.create", "domain.waitForDevices"]
 
-    def test_a_failure_after_creation_destroys_the_domain(self, run: Run, server: FakeServer, config: str) -> None:
+    def test_a_failure_after_creation_destroys_the_domain(
+        self, run: Run, server: FakeServer, config: str
+    ) -> None:
         server.answers["xend.domain.waitForDevices"] = Fault(2, "no device")
         server.answers["xend.domain.destroy"] = Fault(2, "it gets worse")
         status, out, err = run("create", "-q", config)
@@ -361,14 +368,22 @@ class TestCreate:
         assert run("create", "-q", config)[2] == (
             f"Warning: {config}:3: memry: unknown key, ignored; did you mean 'memory'?\n"
         )
-        assert run("create", "-q", config, "vcpus=0") == (1, "", "Error: command line: vcpus: must be from 1 to 128\n")
+        assert run("create", "-q", config, "vcpus=0") == (
+            1,
+            "",
+            "Error: command line: vcpus: must be from 1 to 128\n",
+        )
 
     def test_sxp_file(self, run: Run, server: FakeServer, tmp_path: Path) -> None:
         path = tmp_path / "deb.sxp"
         path.write_text("(vm (name deb) (memory 64))")
         assert run("create", "-F", str(path))[0] == 0
         assert server.calls[0] == ("domain.create", ["vm", ["name", "deb"], ["memory", "64"]])
-        for text, part in (("(vm", "line 1, column 4"), ("(x)", "must hold one (vm ...)"), ("", "must hold one")):
+        for text, part in (
+            ("(vm", "line 1, column 4"),
+            ("(x)", "must hold one (vm ...)"),
+            ("", "must hold one"),
+        ):
             path.write_text(text)
             assert part in run("create", "-F", str(path))[2]
 
@@ -389,7 +404,9 @@ class TestCreate:
 
 class TestWhere:
     @pytest.mark.parametrize("name", [None, "other", "a.b-c_1"])
-    def test_same_rule_as_the_daemons(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | None) -> None:
+    def test_same_rule_as_the_daemons(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | None
+    ) -> None:
         monkeypatch.delenv("UMXEN_HOST", raising=False)
         for runtime in (str(tmp_path)[:40], None):
             if runtime is None:
@@ -445,8 +462,8 @@ ROOT = Path(__file__).resolve().parents[2]
 XM = [sys.executable, "-m", "toolstack.xm"]
 
 HEAVY = (
-    "typing re dataclasses inspect argparse getopt http http.client xmlrpc xmlrpc.client email ssl trio structlog"
-    " click rich logging json uuid asyncio subprocess difflib urllib pathlib"
+    "typing re dataclasses inspect argparse getopt http http.client xmlrpc xmlrpc.client email ssl trio"
+    " structlog click rich logging json uuid asyncio subprocess difflib urllib pathlib"
 ).split()
 
 

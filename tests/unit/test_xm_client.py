@@ -22,7 +22,9 @@ text = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters
 scalars = st.none() | st.booleans() | st.integers(-(1 << 31), (1 << 31) - 1) | text
 scalars |= st.floats(allow_nan=False, allow_infinity=False)
 trees = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=3), max_leaves=20
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=20,
 )
 
 
@@ -216,7 +218,9 @@ def test_addresses() -> None:
     assert (Server("http://h").port, Server("https://h").port) == (8006, 443)
 
 
-def test_waiting_counts_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_waiting_counts_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     waiting = client.Waiting("Creating x")
     waiting.done()

@@ -179,5 +179,5 @@ class TestTerminal:
 
 
 def test_connect_waits_for_the_socket(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="the console cannot be reached at .*: No such file or directory"):
+    with pytest.raises(Failure, match=r"the console cannot be reached at .*: No such file or directory"):
         console.connect(str(tmp_path / "absent"), wait=0.05)

@@ -12,7 +12,14 @@ RUNNING: Sxp = [
     ["state", "-b----"], ["cpu_time", 123.456], ["start_time", 1000.0], ["uuid", "u"],
 ]  # fmt: skip
 HALTED: Sxp = ["domain", ["name", "managed"], ["memory", 128], ["vcpus", 1]]
-DOM0: Sxp = ["domain", ["domid", 0], ["name", "Domain-0"], ["memory", 2048], ["vcpus", 2], ["state", "r-----"]]
+DOM0: Sxp = [
+    "domain",
+    ["domid", 0],
+    ["name", "Domain-0"],
+    ["memory", 2048],
+    ["vcpus", 2],
+    ["state", "r-----"],
+]
 
 
 def test_list() -> None:
@@ -54,7 +61,8 @@ def test_vcpu_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "text"), [([], "no cpus"), ([0], "0"), ([0, 1], "any cpu"), ([1, 5], "1"), ([0, 1, 2, 3], "any cpu")]
+    ("cpus", "text"),
+    [([], "no cpus"), ([0], "0"), ([0, 1], "any cpu"), ([1, 5], "1"), ([0, 1, 2, 3], "any cpu")],
 )
 def test_affinity(cpus: list[int], text: str) -> None:
     assert render.affinity(cpus, 2) == text

@@ -84,9 +84,13 @@ class Guest:
         self.host.call("domain.unpause", self.name)
 
     def shutdown(self, *, timeout: float = 60.0) -> None:
-        """Ask it to power off and wait until it is gone. Raises: GuestError."""
+        """Ask it to power off and wait until it is gone; with on_poweroff="preserve", until it has shut down.
+
+        Raises: GuestError.
+        """
+        kept = child_value(self._description(), "on_poweroff") == "preserve"
         self.host.call("domain.shutdown", self.name, "poweroff")
-        self.wait_state("gone", "shutdown", timeout=timeout)
+        self.wait_state("shutdown" if kept else "gone", timeout=timeout)
 
     def reboot(self, *, timeout: float = 60.0) -> None:
         """Ask it to restart, wait for its next life and attach to its console. Raises: GuestError."""

@@ -53,8 +53,12 @@ class Resources:
     threads: Mapping[int, int]
     names: Mapping[int, str]
 
-    def growth(self, later: Resources) -> list[str]:
-        """What there is more of later (of free frames: less), in words; empty when nothing is lost."""
+    def growth(self, later: Resources, *, everything: bool = False) -> list[str]:
+        """What there is more of later (of free frames: less), in words; empty when nothing is lost.
+
+        Open files and threads are hyper's; with `everything` all daemons', which take some seconds to settle:
+        idle connections and worker threads linger.
+        """
         found = []
         for name, before in self.statistics.items():
             after = later.statistics.get(name, before)
@@ -71,7 +75,7 @@ class Resources:
             found += [
                 f"{what} of {self.names[pid]}: {mine[pid]} before, {theirs[pid]} after"
                 for pid in mine.keys() & theirs.keys()
-                if theirs[pid] > mine[pid]
+                if theirs[pid] > mine[pid] and (everything or self.names[pid] == "hyper")
             ]
         return found
 
@@ -100,6 +104,7 @@ class Host:
             "XDG_RUNTIME_DIR": str(base / "run"),
             "XDG_STATE_HOME": str(base / "state"),
             "UMXEN_HOST": name,
+            "UMXEN_MINIMUM_RESTART": "0",  # xend destroys what restarts twice within 60 s; not in a test
         }
         paths = HostPaths(name, base / "run" / "umxen" / name, base / "state" / "umxen" / name)
         return cls(paths, environment, _private=base)
@@ -284,10 +289,12 @@ class Host:
         names |= {pid: command for pid, command in pids.items() if pid not in names}
         return Resources(self.statistics(), Counter(names[pid] for pid in pids), open_files, threads, names)
 
-    def lost_since(self, before: Resources, settle_seconds: float = 15.0) -> list[str]:
-        """What the host holds more than `before`, once it has settled; empty when nothing is lost."""
+    def lost_since(
+        self, before: Resources, settle_seconds: float = 15.0, *, everything: bool = False
+    ) -> list[str]:
+        """What the host holds more than `before` (see growth), once it has settled; empty when nothing."""
         deadline = time.monotonic() + settle_seconds
-        while found := before.growth(self.resources()):
+        while found := before.growth(self.resources(), everything=everything):
             if time.monotonic() >= deadline:
                 return found
             time.sleep(0.05)

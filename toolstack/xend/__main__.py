@@ -34,7 +34,7 @@ from toolstack.xend.xenstore import Xenstore, XenstoreSession
 
 log = structlog.get_logger("xend")
 
-STOP_SECONDS = 8
+STOP_SECONDS = 5
 """After SIGTERM xend ends by force when a client that takes no reply holds it."""
 
 
@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         metavar="SECONDS",
         default=float(os.environ.get("UMXEN_MINIMUM_RESTART", MINIMUM_RESTART_SECONDS)),
-        help="a domain that would restart sooner after its start is destroyed (default: 60)",
+        help="a domain that would restart sooner after its last restart is destroyed (default: 60)",
     )
     network = parser.add_argument_group("TCP", "listening needs all four")
     network.add_argument("--listen", metavar="HOST:PORT", help="serve the network too")

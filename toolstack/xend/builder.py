@@ -54,20 +54,22 @@ class Builder:
         self.store.save(record)
         with trio.CancelScope(shield=True):  # a domain whose id nobody has written down is lost
             record.domid = await hypervisor.domain_create(config.uuid, config.vcpus)
+        domid = record.domid
+        assert domid is not None
         self.store.save(record)
-        await hypervisor.max_vcpus(record.domid, config.vcpus)
-        await hypervisor.max_mem(record.domid, memory_limit_kib(config.memory))
-        await self._apply_scheduling(record.domid, config)
-        image = await hypervisor.build(_spec(record.domid, config))
+        await hypervisor.max_vcpus(domid, config.vcpus)
+        await hypervisor.max_mem(domid, memory_limit_kib(config.memory))
+        await self._apply_scheduling(domid, config)
+        image = await hypervisor.build(_spec(domid, config))
         record.store_mfn, record.store_port = image.store_mfn, image.store_port
         record.console_mfn, record.console_port = image.console_mfn, image.console_port
         record.start_time = self.wall()
         await self.xenstore.create(layout.vm_nodes(record))
-        await self.xenstore.create(layout.domain_nodes(record, str(self.console_path(record.domid))))
-        await self.xenstore.introduce(record.domid, image.store_mfn, image.store_port)
+        await self.xenstore.create(layout.domain_nodes(record, str(self.console_path(domid))))
+        await self.xenstore.introduce(domid, image.store_mfn, image.store_port)
         record.phase = RUNNING
         self.store.save(record)
-        log.info("domain is built", domain=config.name, domid=record.domid, memory_mib=config.memory)
+        log.info("domain is built", domain=config.name, domid=domid, memory_mib=config.memory)
 
     async def explain(self, error: Exception, config: DomainConfig) -> str:
         """What to tell a user of a failed build."""

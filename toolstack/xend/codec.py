@@ -73,6 +73,8 @@ def _check(value: Any) -> None:
 def _sendable(value: Any) -> Any:
     """The value with nothing in it that XML-RPC cannot carry."""
     if isinstance(value, str):
+        if value.isprintable():
+            return value
         return "".join(char if carried_by_xml(char) else "\ufffd" for char in value)
     if isinstance(value, (list, tuple)):
         return [_sendable(item) for item in value]

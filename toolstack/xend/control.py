@@ -89,21 +89,22 @@ class Control:
     async def pause(self, key: Key) -> int:
         """Returns: the state it was in, as in `(status N)`. Pausing a paused domain does nothing."""
         domain = await self._life.find_own(key, "pause")
-        info = await self._life.info_of(domain.record)
-        before = describe.status(info)
-        if before not in (describe.RUNNING, describe.PAUSED, describe.CRASHED):
-            raise XendError(f"Domain '{domain.name}' is not started")
-        if before == describe.RUNNING:
-            await self._hypervisor.domain_pause(domain.domid)
-        return before
+        async with domain.turn:
+            before = describe.status(await self._life.info_of(domain.record))
+            if before not in (describe.RUNNING, describe.PAUSED, describe.CRASHED):
+                raise XendError(f"Domain '{domain.name}' is not started")
+            if before == describe.RUNNING:
+                await self._hypervisor.domain_pause(domain.domid)
+            return before
 
     async def unpause(self, key: Key) -> None:
         domain = await self._life.find_own(key, "unpause")
-        info = await self._life.info_of(domain.record)
-        if info is not None and info.paused:
-            await self._hypervisor.domain_unpause(domain.domid)
-        elif describe.status(info) != describe.RUNNING:
-            raise XendError(f"Domain '{domain.name}' is not started")
+        async with domain.turn:
+            info = await self._life.info_of(domain.record)
+            if info is not None and info.paused:
+                await self._hypervisor.domain_unpause(domain.domid)
+            elif describe.status(info) != describe.RUNNING:
+                raise XendError(f"Domain '{domain.name}' is not started")
 
     async def set_pause_flag(self, key: Key, flag: bool) -> None:
         domain = await self._life.find_own(key, "pause")

@@ -24,13 +24,8 @@ _WRITABLE = (
     "control/feature-poweroff",
     "control/feature-reboot",
     "control/feature-suspend",
-    "control/feature-s3",
-    "control/feature-s4",
     "device/suspend/event-channel",
     "data",
-    "drivers",
-    "feature",
-    "attr",
     "error",
 )
 """What belongs to the guest."""

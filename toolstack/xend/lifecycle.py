@@ -57,6 +57,8 @@ class Domain:
     """A domain xend knows, and the task of its present life."""
 
     record: Record
+    turn: trio.Lock = field(default_factory=trio.Lock)
+    """Held by whoever pauses or unpauses the domain: the hypervisor counts pauses, xend does not."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     nursery: trio.Nursery | None = None
     """Holds the tasks that serve the running domain; None while it does not run."""
@@ -340,7 +342,8 @@ class Lifecycle:
             log.warning("core dumps are not built yet; there is none", domain=domain.name)
             action = action.removeprefix("coredump-")
         elapsed = self._wall() - (domain.record.start_time or -math.inf)
-        if action in (RESTART, RENAME_RESTART) and elapsed < self._minimum_restart:
+        again = domain.record.restart_count > 0  # the first restart is always granted, as in the original
+        if action in (RESTART, RENAME_RESTART) and again and elapsed < self._minimum_restart:
             log.error(
                 "domain is restarting too fast and is destroyed instead",
                 domain=domain.name,

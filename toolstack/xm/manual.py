@@ -179,7 +179,7 @@ balloon driver, in its own time, up to the maxmem of its configuration.""",
         "Ask a domain to reboot.",
         """\
 What follows is what on_reboot in its configuration says. A domain that would
-restart within a minute of its start is destroyed instead.""",
+restart within a minute of its last restart is destroyed instead.""",
         (("-a, --all", "all domains"), ("-w, --wait", "wait until they have rebooted")),
         (("xm reboot -w deb", "reboot deb and wait for it"),),
     ),

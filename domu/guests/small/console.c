@@ -7,6 +7,8 @@
 static volatile struct xencons_interface *ring; /* NULL: there is none */
 static bool first_line = true;
 
+enum { PATIENCE_YIELDS = 5000000 };
+
 void console_init(void)
 {
     if (!(start_info->flags & SIF_INITDOMAIN) && start_info->console.domU.mfn)
@@ -15,10 +17,16 @@ void console_init(void)
 
 uint64_t console_event(void) { return ring ? 1UL << start_info->console.domU.evtchn : 0; }
 
+/* A ring that stays full for millions of yields is broken, or nobody's: it is given up. */
 static void put_all(const char *text, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i++) {
+    for (size_t i = 0; i < bytes && ring; i++) {
+        unsigned yields = 0;
         while (ring->out_prod - __atomic_load_n(&ring->out_cons, __ATOMIC_ACQUIRE) >= sizeof(ring->out)) {
+            if (yields++ == PATIENCE_YIELDS) {
+                ring = NULL;
+                return;
+            }
             notify(start_info->console.domU.evtchn);
             hypercall(__HYPERVISOR_sched_op, SCHEDOP_yield, 0, 0, 0, 0);
         }

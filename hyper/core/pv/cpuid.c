@@ -8,8 +8,8 @@
 #include "version.h"
 
 enum { /* leaf 1 edx */
-    FPU = 1u << 0, DE = 1u << 2, TSC = 1u << 4, MSR = 1u << 5, PAE = 1u << 6, MCE = 1u << 7, CX8 = 1u << 8, SEP = 1u << 11,
-    PGE = 1u << 13, MCA = 1u << 14, CMOV = 1u << 15, PAT = 1u << 16, CLFSH = 1u << 19, MMX = 1u << 23, FXSR = 1u << 24,
+    FPU = 1u << 0, DE = 1u << 2, TSC = 1u << 4, MSR = 1u << 5, PAE = 1u << 6, CX8 = 1u << 8, CMOV = 1u << 15,
+    PAT = 1u << 16, CLFSH = 1u << 19, MMX = 1u << 23, FXSR = 1u << 24,
     SSE = 1u << 25, SSE2 = 1u << 26,
 };
 enum { SSE3 = 1u << 0, CX16 = 1u << 13, HYPERVISOR = 1u << 31 };    /* leaf 1 ecx */
@@ -54,7 +54,7 @@ void pv_cpuid(struct vcpu *v, uint32_t leaf, uint32_t subleaf, uint32_t out[4])
     case 0: set(out, 0x16, 0x756e6547, 0x6c65746e, 0x49656e69); break; /* GenuineIntel */
     case 1:
         set(out, 0x306c1, v->id << 24 | 0x800, SSE3 | CX16 | HYPERVISOR,
-            FPU | DE | TSC | MSR | PAE | MCE | CX8 | MCA | CMOV | PAT | CLFSH | MMX | FXSR | SSE | SSE2);
+            FPU | DE | TSC | MSR | PAE | CX8 | CMOV | PAT | CLFSH | MMX | FXSR | SSE | SSE2);
         break;
     case 7:
         if (subleaf == 0)

@@ -31,7 +31,9 @@ struct tlb_entry {
     uint8_t *host; /* of the page */
     uint64_t spare;
 };
-#define TLB_NO_TAG 0x0000800000001000ull /* no canonical page gives an offset below 4096 */
+/* The tag of an empty entry still fits one page, at an address that may not even be canonical: it has to be one that is
+ * looked up in another entry. */
+static inline uint64_t tlb_no_tag(unsigned index) { return index ? 0x0000800000000000ull : 0x0000800000001000ull; }
 
 /* Jump cache: where to go for a guest pc. Slots point to a block's checked entry, or to the miss trampoline. */
 #define JUMP_BITS 15
@@ -279,7 +281,7 @@ typedef void enter_fn(struct engine_vcpu *e, const uint8_t *entry);
 
 /* ---- helpers.c: called from generated code on C's stack, without SSE -------------------------------------------- */
 /* Flags in `what` of slow_access. */
-enum { SLOW_SIZE = 0xff, SLOW_WRITE = 0x100, SLOW_SPECIAL = 0x200, SLOW_GROUP = 0x400 };
+enum { SLOW_SIZE = 0xff, SLOW_WRITE = 0x100, SLOW_SPECIAL = 0x200, SLOW_GROUP = 0x400, SLOW_STACK = 0x800 /* #SS, not #GP */ };
 void helpers_init(struct engine_vcpu *e);
 
 /* ---- interpret.c ------------------------------------------------------------------------------------------------ */

@@ -16,6 +16,13 @@ static uint64_t leave(struct engine_vcpu *e, enum dbt_exit why)
 
 static uint64_t leave_fault(struct engine_vcpu *e) { return leave(e, mmu_fault_exit(e)); }
 
+/* Through rsp a non-canonical address is #SS. */
+static uint64_t leave_stack_fault(struct engine_vcpu *e)
+{
+    enum dbt_exit why = mmu_fault_exit(e);
+    return leave(e, why == DBT_GP ? DBT_STACK : why);
+}
+
 static uint64_t help_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what) { return mmu_slow_access(e, vaddr, what); }
 
 /* ---- string instructions ---------------------------------------------------------------------------------------- */
@@ -74,17 +81,28 @@ static void fill(uint8_t *to, uint64_t value, unsigned bytes, uint64_t count)
     }
 }
 
+/* Overlapping runs repeat elements, as the CPU does: the unit of the copy matters. */
+static void move(uint8_t *to, const uint8_t *from, unsigned bytes, uint64_t count)
+{
+    switch (bytes) {
+    case 1: __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(count) : : "memory"); break;
+    case 2: __asm__ volatile("rep movsw" : "+D"(to), "+S"(from), "+c"(count) : : "memory"); break;
+    case 4: __asm__ volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(count) : : "memory"); break;
+    default: __asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(count) : : "memory"); break;
+    }
+}
+
 /* A run at once, or one element. Returns elements done, 0 after a fault. */
 static uint64_t move_some(struct engine_vcpu *e, const struct string_op *s)
 {
     uint64_t *r = e->cpu.regs, from = r[RSI] + s->segment_base, value;
     uint64_t n = run_length(s, r[RCX], from, r[RDI]);
     if (n) {
-        uint8_t *to = mmu_access(e, r[RDI], true);
-        uint8_t *source = to ? mmu_access(e, from, false) : NULL;
-        if (!source)
+        uint8_t *source = mmu_access(e, from, false);
+        uint8_t *to = source ? mmu_access(e, r[RDI], true) : NULL;
+        if (!to)
             return 0;
-        copy_plain(to, source, n * s->bytes); /* overlapping runs repeat their bytes, as the CPU does */
+        move(to, source, s->bytes, n);
         return n;
     }
     return mmu_load(e, from, s->bytes, &value) && mmu_store(e, r[RDI], s->bytes, value);
@@ -164,21 +182,29 @@ static uint64_t help_string(struct engine_vcpu *e, uint64_t unused, uint64_t wha
     return 1;
 }
 
+/* A store was refused because its frame holds code: that code goes. The vector registers were saved. */
+static void drop_code(struct engine_vcpu *e)
+{
+    struct domain *d = e->vcpu->domain;
+    struct page_info *pg;
+    bool unlocked = atomic_load(&e->vcpu->in_guest);
+    if (unlocked)
+        domain_lock(d, e->vcpu);
+    if (mmu_walk(e, e->cpu.fault_vaddr, ACCESS_WRITE, &pg) && pg)
+        code_frame_written(d, pg);
+    if (unlocked)
+        domain_unlock(d, e->vcpu);
+}
+
 /* In a block of its own, with the vector registers saved: may take the domain lock, so a store to code goes through. */
 static uint64_t help_string_alone(struct engine_vcpu *e, uint64_t r10, uint64_t what)
 {
-    struct domain *d = e->vcpu->domain;
     for (;;) {
         if (help_string(e, r10, what))
             return 1;
         if (e->exit != DBT_SPECIAL)
             return 0;
-        uint64_t vaddr = e->cpu.fault_vaddr;
-        struct page_info *pg;
-        domain_lock(d, e->vcpu);
-        if (mmu_walk(e, vaddr, ACCESS_WRITE, &pg) && pg)
-            code_frame_written(d, pg);
-        domain_unlock(d, e->vcpu);
+        drop_code(e);
     }
 }
 
@@ -238,7 +264,7 @@ static uint64_t help_pushf(struct engine_vcpu *e, uint64_t r10, uint64_t r11)
     (void)r10;
     (void)r11;
     if (!mmu_store(e, e->cpu.regs[RSP] - 8, 8, cpu_rflags(&e->cpu)))
-        return leave_fault(e);
+        return leave_stack_fault(e);
     e->cpu.regs[RSP] -= 8;
     return 1;
 }
@@ -249,7 +275,7 @@ static uint64_t help_popf(struct engine_vcpu *e, uint64_t r10, uint64_t r11)
     (void)r11;
     uint64_t rflags;
     if (!mmu_load(e, e->cpu.regs[RSP], 8, &rflags))
-        return leave_fault(e);
+        return leave_stack_fault(e);
     if (rflags & X86_TF)
         return leave(e, DBT_RARE); /* single-stepping starts: out of the block */
     e->cpu.regs[RSP] += 8;
@@ -267,7 +293,7 @@ static uint64_t help_iret(struct engine_vcpu *e, uint64_t r10, uint64_t operand_
         return leave(e, DBT_PRIVILEGED);
     for (unsigned k = 0; k < 5; k++)
         if (!mmu_load(e, e->cpu.regs[RSP] + k * bytes, bytes, &frame[k]))
-            return leave_fault(e);
+            return leave_stack_fault(e);
     uint16_t cs = frame[1], ss = frame[4];
     if (cs != e->cpu.sreg[SREG_CS] || ss != e->cpu.sreg[SREG_SS] || (frame[2] & X86_TF) || !is_canonical(frame[0]))
         return leave(e, DBT_PRIVILEGED);
@@ -281,11 +307,26 @@ static uint64_t help_iret(struct engine_vcpu *e, uint64_t r10, uint64_t operand_
 
 #define FXSAVE_XMM 160
 
+/* May all of the image be written? */
+static bool image_writable(struct engine_vcpu *e, uint64_t vaddr)
+{
+    const uint64_t pages[2] = {vaddr, page_of(vaddr + 511)};
+    for (unsigned k = 0; k < 2; k++)
+        while (!mmu_access(e, pages[k], true)) {
+            if (e->cpu.fault_error != FAULT_CODE_FRAME)
+                return false;
+            drop_code(e);
+        }
+    return true;
+}
+
 static uint64_t help_fxsave(struct engine_vcpu *e, uint64_t vaddr, uint64_t wide)
 {
     uint8_t image[512] __attribute__((aligned(16)));
     if (vaddr & 15)
         return leave(e, DBT_GP);
+    if (!image_writable(e, vaddr))
+        return leave_fault(e);
     for (uint64_t at = 0; at < sizeof(image); at += 8) { /* reserved parts keep what memory held */
         uint64_t *word = (uint64_t *)(image + at);
         if (!mmu_load(e, vaddr + at, 8, word))

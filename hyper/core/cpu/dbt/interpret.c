@@ -70,7 +70,7 @@ static bool enter(struct engine_vcpu *e, const struct insn *i)
     return true;
 }
 
-/* 16-bit push and pop forms, and popf of a frame with TF. */
+/* 16-bit push and pop forms, popf of a frame with TF, pushf onto a frame with code. */
 static bool narrow_stack(struct engine_vcpu *e, const struct insn *i)
 {
     uint64_t *r = e->cpu.regs, v;
@@ -84,7 +84,7 @@ static bool narrow_stack(struct engine_vcpu *e, const struct insn *i)
         set_register(&e->cpu, reg, 2, v);
         return true;
     case 0x68: case 0x6a: return push(e, 2, i->imm);
-    case 0x9c: return push(e, 2, cpu_rflags(&e->cpu));
+    case 0x9c: return push(e, i->kind == INSN_PUSHF ? 8 : 2, cpu_rflags(&e->cpu));
     case 0x9d: {
         unsigned bytes = i->kind == INSN_POPF ? 8 : 2;
         if (!mmu_load(e, r[RSP], bytes, &v))
@@ -136,7 +136,7 @@ int interpret_rare(struct engine_vcpu *e)
     struct insn i;
     unsigned got = engine()->fetch(e->vcpu, e->cpu.rip, bytes);
     decode(&i, bytes, e->cpu.rip);
-    if (got < i.length || (i.kind != INSN_RARE && i.kind != INSN_POPF))
+    if (got < i.length || (i.kind != INSN_RARE && i.kind != INSN_POPF && i.kind != INSN_PUSHF))
         return DBT_LINK; /* another vCPU has rewritten it since: run what is there now */
     uint64_t next = e->cpu.rip + i.length;
     bool ok;
@@ -152,8 +152,10 @@ int interpret_rare(struct engine_vcpu *e)
         ok = enter(e, &i);
     else
         ok = narrow_stack(e, &i);
-    if (!ok)
-        return mmu_fault_exit(e);
+    if (!ok) {
+        enum dbt_exit why = mmu_fault_exit(e);
+        return why == DBT_GP && i.opcode != 0xd7 && !is_canonical(e->cpu.regs[RSP]) ? DBT_STACK : why;
+    }
     e->cpu.rip = next;
     return DBT_LINK;
 }

@@ -117,13 +117,13 @@ static void tlb_fill(struct engine_vcpu *e, uint64_t vaddr, uint8_t *host, bool 
     struct tlb_entry *t = &e->tlb[mode][i];
     uint64_t tag = -page_of(vaddr);
     e->stats.tlb_fills++;
-    if (t->read_tag == TLB_NO_TAG && e->nr_tlb_log[mode] < TLB_LOG)
+    if (t->read_tag == tlb_no_tag(i) && e->nr_tlb_log[mode] < TLB_LOG)
         e->tlb_log[mode][e->nr_tlb_log[mode]++] = i;
     if (!mode && !(vaddr >> 63) && e->nr_low_log < TLB_LOW_LOG)
         e->low_log[e->nr_low_log++] = i;
     host -= vaddr & ~PAGE_MASK;
     if (t->read_tag != tag || t->host != host) {
-        t->write_tag = TLB_NO_TAG;
+        t->write_tag = tlb_no_tag(i);
         t->host = host;
     }
     t->read_tag = tag;
@@ -173,17 +173,30 @@ static uint64_t leave(struct engine_vcpu *e, enum dbt_exit why)
     return 0;
 }
 
-/* An operand over two pages: gathered in the bounce buffer, at the same alignment. */
-static uint64_t bounce_crossing(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, bool write)
+/* Through rsp or rbp a non-canonical address is #SS. */
+static uint64_t leave_fault(struct engine_vcpu *e, uint64_t what)
 {
+    enum dbt_exit why = mmu_fault_exit(e);
+    return leave(e, why == DBT_GP && (what & SLOW_STACK) ? DBT_STACK : why);
+}
+
+/* An operand over two pages: gathered in the bounce buffer, at the same alignment. */
+static uint64_t bounce_crossing(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
+{
+    unsigned bytes = what & SLOW_SIZE;
+    bool write = what & SLOW_WRITE;
     unsigned first = PAGE_SIZE - (vaddr & ~PAGE_MASK);
     uint8_t *to = e->bounce + (vaddr & 15);
+    if (!is_canonical(vaddr + bytes - 1)) {
+        e->cpu.fault_error = FAULT_NOT_CANONICAL;
+        return leave_fault(e, what);
+    }
     uint8_t *low = translate_address(e, vaddr, write, true);
     if (!low)
-        return leave(e, mmu_fault_exit(e));
+        return leave_fault(e, what);
     uint8_t *high = translate_address(e, page_of(vaddr) + PAGE_SIZE, write, true);
     if (!high)
-        return leave(e, mmu_fault_exit(e));
+        return leave_fault(e, what);
     copy_plain(to, low, first);
     copy_plain(to + first, high, bytes - first);
     e->bounce_vaddr = vaddr;
@@ -227,13 +240,13 @@ uint64_t mmu_slow_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
     if (crosses) {
         if (write && !special)
             return leave(e, DBT_SPECIAL);
-        return bounce_crossing(e, vaddr, bytes, write);
+        return bounce_crossing(e, vaddr, what);
     }
     uint8_t *host = translate_address(e, vaddr, write, special);
     if (!host && write && special && e->page_table_write)
         return bounce_page_table(e, vaddr, bytes);
     if (!host)
-        return leave(e, mmu_fault_exit(e));
+        return leave_fault(e, what);
     if (special && write && e->tlb[mode_index(e)][tlb_index(vaddr)].write_tag != -page_of(vaddr)) {
         uint8_t *to = e->bounce + (vaddr & 15); /* a frame with code: stored by HELP_COMMIT under the lock */
         copy_plain(to, host, bytes);
@@ -303,32 +316,32 @@ bool mmu_read(struct engine_vcpu *e, uint64_t vaddr, void *to, size_t bytes)
 
 /* ---- flushes ---------------------------------------------------------------------------------------------------- */
 
-static void entry_reset(struct tlb_entry *t) { t->read_tag = t->write_tag = TLB_NO_TAG; }
+static void entry_reset(struct tlb_entry *tlb, unsigned i) { tlb[i].read_tag = tlb[i].write_tag = tlb_no_tag(i); }
 
 void mmu_flush_mode(struct engine_vcpu *e, unsigned mode)
 {
     e->stats.tlb_flushes++;
     if (e->nr_tlb_log[mode] < TLB_LOG)
         for (unsigned k = 0; k < e->nr_tlb_log[mode]; k++)
-            entry_reset(&e->tlb[mode][e->tlb_log[mode][k]]);
+            entry_reset(e->tlb[mode], e->tlb_log[mode][k]);
     else
         for (unsigned k = 0; k < TLB_ENTRIES; k++)
-            entry_reset(&e->tlb[mode][k]);
+            entry_reset(e->tlb[mode], k);
     e->nr_tlb_log[mode] = 0;
     if (!mode)
         e->nr_low_log = 0;
 }
 
-/* Is it an entry of the lower half? Tags are negated addresses. */
-static bool is_low(const struct tlb_entry *t) { return (int64_t)t->read_tag < 0; }
+/* Is it an entry of the lower half? Tags are negated addresses, and that of page 0 is 0. */
+static bool is_low(const struct tlb_entry *t) { return (int64_t)(t->read_tag - 1) < 0; }
 
 void mmu_flush_user_half(struct engine_vcpu *e)
 {
     bool all = e->nr_low_log == TLB_LOW_LOG;
     for (unsigned k = 0; k < (all ? TLB_ENTRIES : e->nr_low_log); k++) {
-        struct tlb_entry *t = &e->tlb[0][all ? k : e->low_log[k]];
-        if (is_low(t))
-            entry_reset(t);
+        unsigned i = all ? k : e->low_log[k];
+        if (is_low(&e->tlb[0][i]))
+            entry_reset(e->tlb[0], i);
     }
     e->nr_low_log = 0;
 }
@@ -336,9 +349,9 @@ void mmu_flush_user_half(struct engine_vcpu *e)
 void mmu_drop_page(struct engine_vcpu *e, uint64_t vaddr)
 {
     for (unsigned mode = 0; mode < 2; mode++) {
-        struct tlb_entry *t = &e->tlb[mode][tlb_index(vaddr)];
-        if (t->read_tag == -page_of(vaddr))
-            entry_reset(t);
+        unsigned i = tlb_index(vaddr);
+        if (e->tlb[mode][i].read_tag == -page_of(vaddr))
+            entry_reset(e->tlb[mode], i);
     }
 }
 
@@ -349,9 +362,9 @@ void mmu_drop_host_page(struct engine_vcpu *e, const uint8_t *host, bool all)
             struct tlb_entry *t = &e->tlb[mode][i];
             if (t->host != host)
                 continue;
-            t->write_tag = TLB_NO_TAG;
+            t->write_tag = tlb_no_tag(i);
             if (all)
-                t->read_tag = TLB_NO_TAG;
+                t->read_tag = tlb_no_tag(i);
         }
 }
 

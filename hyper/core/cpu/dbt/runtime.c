@@ -216,6 +216,8 @@ static bool run_alone(struct engine_vcpu *e)
         enter(e, b->entry);
     if (locked)
         domain_unlock(d, e->vcpu);
+    if (locked && e->exit == DBT_PAGE_FAULT && (e->cpu.fault_error & 3) == 3)
+        e->page_table_refused = true; /* in a way that the bounce buffer doesn't do: no second try */
     e->page_table_write = false;
     e->stats.single_steps++;
     return b;

@@ -173,6 +173,12 @@ static void emit_vaddr(struct translator *t, const struct insn *i)
         emit_gs(&t->m, true, 0x03, T0, i->segment == 1 + SREG_FS ? OFFSET(cpu.fs_base) : OFFSET(cpu.gs_base));
 }
 
+/* SLOW_STACK for an operand that is in the stack segment by default. */
+static uint32_t stack_operand(const struct insn *i)
+{
+    return !i->segment && (i->base == RSP || i->base == RBP) ? SLOW_STACK : 0;
+}
+
 static uint32_t tag_offset(const struct translator *t, bool write)
 {
     uint32_t tlb = OFFSET(tlb) + t->user * sizeof(struct tlb_entry) * TLB_ENTRIES;
@@ -397,7 +403,7 @@ static void translate_bit_string(struct translator *t, const struct insn *i, boo
     EMIT(m, "\x49\xc1\xfb"); /* sar r11, shift */
     emit1(m, shift);
     emit_op_mem(m, true, 0x8d, T0, T0, T1, shift - 3, 0);
-    emit_tlb(t, i->pc, i->operand_size | (i->access & RM_WRITE ? SLOW_WRITE : 0));
+    emit_tlb(t, i->pc, i->operand_size | (i->access & RM_WRITE ? SLOW_WRITE : 0) | stack_operand(i));
     emit_lea(m, T1, T1, T0, 0);
     load_guest(t, T0, i->reg);
     EMIT(m, "\x41\x83\xe2"); /* and r10d, bits */
@@ -432,7 +438,7 @@ static void translate_memory_form(struct translator *t, const struct insn *i, ui
         return;
     }
     emit_vaddr(t, i);
-    emit_tlb(t, i->pc, i->memory_size | (write ? SLOW_WRITE : 0));
+    emit_tlb(t, i->pc, i->memory_size | (write ? SLOW_WRITE : 0) | stack_operand(i));
     if (need)
         flags_to_host(t, true);
     if (gpr && byte_without_rex(i->reg_is_byte, i) && i->reg >= 4) {
@@ -622,7 +628,7 @@ static void translate_mov_from_segment(struct translator *t, const struct insn *
     }
     flags_give_up(t, live_before);
     emit_vaddr(t, i);
-    emit_tlb(t, i->pc, 2 | SLOW_WRITE);
+    emit_tlb(t, i->pc, 2 | SLOW_WRITE | stack_operand(i));
     emit_lea(&t->m, T1, T1, T0, 0);
     load_selector(t, i->reg & 7);
     emit1(&t->m, 0x66);
@@ -635,13 +641,13 @@ static void translate_mov_from_segment(struct translator *t, const struct insn *
 static void emit_push_address(struct translator *t, uint64_t pc, unsigned slots)
 {
     emit_lea(&t->m, T0, GUEST_RSP, -1, -8 * (int)slots);
-    emit_tlb(t, pc, 8 * slots | SLOW_WRITE | (slots > 1 ? SLOW_GROUP : 0));
+    emit_tlb(t, pc, 8 * slots | SLOW_WRITE | SLOW_STACK | (slots > 1 ? SLOW_GROUP : 0));
 }
 
 static void emit_pop_address(struct translator *t, uint64_t pc, unsigned slots)
 {
     emit_lea(&t->m, T0, GUEST_RSP, -1, 0);
-    emit_tlb(t, pc, 8 * slots | (slots > 1 ? SLOW_GROUP : 0));
+    emit_tlb(t, pc, 8 * slots | SLOW_STACK | (slots > 1 ? SLOW_GROUP : 0));
 }
 
 static unsigned stack_register(const struct insn *i) { return (i->opcode & 7) | (i->rex & 1) << 3; }
@@ -718,7 +724,7 @@ static void translate_push_rm(struct translator *t, const struct insn *i, uint16
         emit_store_gs(m, OFFSET(scratch1), guest_in(t, i->rm, T0));
     } else {
         emit_vaddr(t, i);
-        emit_tlb(t, i->pc, 8);
+        emit_tlb(t, i->pc, 8 | stack_operand(i));
         emit_op_mem(m, true, 0x8b, T0, T1, T0, 0, 0);
         emit_store_gs(m, OFFSET(scratch1), T0);
     }
@@ -749,7 +755,7 @@ static void translate_pop_rm(struct translator *t, const struct insn *i, uint16_
     emit_lea(m, GUEST_RSP, GUEST_RSP, -1, 8);
     emit_vaddr(t, i);
     emit_lea(m, GUEST_RSP, GUEST_RSP, -1, -8);
-    emit_tlb(t, i->pc, 8 | SLOW_WRITE);
+    emit_tlb(t, i->pc, 8 | SLOW_WRITE | stack_operand(i));
     emit_lea(m, GUEST_RSP, GUEST_RSP, -1, 8);
     emit_lea(m, T1, T1, T0, 0);
     emit_load_gs(m, T0, OFFSET(scratch1));
@@ -778,7 +784,7 @@ static void translate_leave(struct translator *t, const struct insn *i, uint16_t
 {
     flags_give_up(t, live_before);
     emit_lea(&t->m, T0, H_RBP, -1, 0);
-    emit_tlb(t, i->pc, 8);
+    emit_tlb(t, i->pc, 8 | SLOW_STACK);
     emit_lea(&t->m, GUEST_RSP, H_RBP, -1, 8);
     emit_op_mem(&t->m, true, 0x8b, H_RBP, T1, T0, 0, 0);
 }
@@ -817,7 +823,7 @@ static void translate_jrcxz(struct translator *t, const struct insn *i, uint16_t
     struct emitter *m = &t->m;
     if (live_after)
         flags_to_host(t, false);
-    while ((((uintptr_t)m->p + 4) & 63) > 40) /* the two jumps below must not be padded apart */
+    while (((uintptr_t)m->p & 63) > 40) /* the two jumps below must not be padded apart */
         emit1(m, 0x90);
     if (i->address_32)
         emit1(m, 0x67);
@@ -843,7 +849,7 @@ static void load_target(struct translator *t, const struct insn *i)
         return;
     }
     emit_vaddr(t, i);
-    emit_tlb(t, i->pc, 8);
+    emit_tlb(t, i->pc, 8 | stack_operand(i));
     emit_op_mem(&t->m, true, 0x8b, T0, T1, T0, 0, 0);
 }
 
@@ -907,7 +913,10 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
     case INSN_LEAVE: translate_leave(t, i, before); break;
     case INSN_PUSHF:
         flags_to_vcpu(t);
-        translate_helper(t, i, HELP_PUSHF, 0);
+        if (t->single) /* perhaps onto a frame with code: the interpreter may take the lock */
+            emit_exit(t, i->pc, DBT_RARE);
+        else
+            translate_helper(t, i, HELP_PUSHF, 0);
         break;
     case INSN_POPF:
         flags_to_vcpu(t);
@@ -1009,7 +1018,7 @@ static void emit_block(struct translator *t, const struct insn *insns, unsigned 
 {
     uint16_t after[MAX_INSNS], before[MAX_INSNS];
     const struct insn *last = &insns[n - 1];
-    uint16_t live = live_at_end(t, last);
+    uint16_t live = t->single ? X86_STATUS : live_at_end(t, last); /* after a single step everybody may look */
     for (int k = n - 1; k >= 0; k--) {
         after[k] = live;
         live = (live & ~insns[k].flags_kill) | insns[k].flags_read;
