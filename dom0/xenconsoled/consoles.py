@@ -75,7 +75,8 @@ class Consoles:
         """Raises: XenstoreGone."""
         wanted = await self._introduced(xs)
         for domid in self._open.keys() - wanted:
-            await self._close(domid)
+            self._announced.discard(domid)
+            self._nursery.start_soon(self._close, domid, self._open.pop(domid))
         for domid in sorted(wanted - self._open.keys()):
             await self._connect(xs, domid)
         for domid in self._open.keys() - self._announced:
@@ -129,10 +130,9 @@ class Consoles:
         await self._hyp.fd_put(scrollback_name(domid), scrollback.fd)
         return scrollback
 
-    async def _close(self, domid: int) -> None:
-        """The domain is gone."""
-        self._announced.discard(domid)
-        await self._open.pop(domid).stop()
+    async def _close(self, domid: int, console: Console) -> None:
+        """The domain is gone. Takes a moment when a viewer is slow."""
+        await console.stop()
         await self._forget(domid)
         log.info("console closed", domid=domid)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate, islice
 
 from dom0.xenstored.permissions import DOM0
 from dom0.xenstored.transactions import Transaction
@@ -70,11 +71,19 @@ class Connection:
         if self.journal:
             self.journal("queue", self.domid, message)
 
-    def output(self) -> bytes:
-        """All that waits to be sent."""
+    def output(self, enough: int | None = None) -> bytes:
+        """All that waits to be sent, or, of a long queue, at least the first `enough` bytes."""
         if not self._output:
             return b""
-        waiting = self._output[0] if len(self._output) == 1 else b"".join(self._output)
+        if len(self._output) == 1:
+            waiting = self._output[0]
+        elif enough is None or self.output_bytes <= enough:
+            waiting = b"".join(self._output)
+        else:
+            sizes = accumulate(map(len, self._output))
+            needed = enough + self._first_sent
+            nr_messages = next(number for number, size in enumerate(sizes, 1) if size >= needed)
+            waiting = b"".join(islice(self._output, nr_messages))
         return waiting[self._first_sent :] if self._first_sent else waiting
 
     def sent(self, nbytes: int) -> None:

@@ -85,6 +85,7 @@ class Daemon:
         while True:
             await self._compact.wait()
             self._compact = trio.Event()
+            journal.commit()  # what the snapshot holds must not come again behind it
             old = journal.files[0]
             fd, nbytes = new_file(self.snapshot())
             journal.begin(fd, nbytes)

@@ -127,7 +127,7 @@ class GuestRing:
             self._fail(RingProblem.COMM, "the guest does not read its watch events")
             return 0
         try:
-            written = self._ring.write_responses(self._conn.output())
+            written = self._ring.write_responses(self._conn.output(RING_BYTES))
         except RingError as error:
             self._fail(RingProblem.RINGIDX, str(error))
             return 0

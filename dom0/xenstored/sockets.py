@@ -22,6 +22,8 @@ log = structlog.get_logger("xenstored")
 _CHUNK_BYTES = 8192
 """Read at once: a few hundred requests, so that the others get their turn after a few ms."""
 
+_SEND_BYTES = 64 << 10
+
 Introduce = Callable[[], Awaitable[None]]
 """Connects the rings that requests have asked for, and answers them."""
 
@@ -107,7 +109,7 @@ class SocketChannel:
             log.warning("client closed", reason="it does not read its watch events")
             self._close()
             raise ConnectionResetError
-        output = self._conn.output()
+        output = self._conn.output(_SEND_BYTES)
         try:
             sent = self._sock.send(output) if output else 0
         except BlockingIOError:

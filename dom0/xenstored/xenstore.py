@@ -8,8 +8,8 @@
 Whoever does the I/O looks at three things after each call: `with_output` (connections to send something to),
 `introductions` (rings to be connected, answered by finish_introduction) and `released` (rings to be let go).
 
-`journal` is told of every change of what must outlive the daemon: see journal.py, which calls the same
-methods again to restore it. That is why a method that is journalled must do the same when it is called again.
+`journal` is told of every change of what must outlive the daemon, as operations that make it again on an
+empty store: journal.py keeps them, restart.py does them.
 """
 
 from __future__ import annotations

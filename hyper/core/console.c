@@ -27,7 +27,7 @@ int console_init(struct hv *hv)
     hv->console = c;
     lock_init(&c->lock);
     c->size = hv->config.console_bytes ? hv->config.console_bytes : 64u << 10;
-    c->text = malloc(c->size);
+    c->text = calloc(1, c->size);
     return c->text ? 0 : -XEN_ENOMEM;
 }
 
@@ -102,8 +102,9 @@ int64_t console_read(struct hv *hv, char *out, uint32_t *count, bool clear, bool
     struct console_ring *c = hv->console;
     lock(&c->lock);
     uint32_t from = incremental ? *index : c->start, n = 0;
-    if (c->end - from > c->size)
-        from = c->end - c->size;
+    uint32_t held = c->end < c->size ? c->end : c->size; /* `end` wraps after 4 GiB of text */
+    if (c->end - from > held)
+        from = c->end - held;
     while (n < *count && from != c->end)
         out[n++] = c->text[from++ & (c->size - 1)];
     if (clear)

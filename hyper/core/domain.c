@@ -24,14 +24,22 @@
 
 /* ---- the list --------------------------------------------------------------------------------------------------- */
 
+/* A domain without references is being freed, although it keeps its id until that is done. domlist_lock held. */
+static struct domain *referenced(struct domain *d)
+{
+    if (!d || !atomic_load(&d->refs))
+        return NULL;
+    atomic_fetch_add(&d->refs, 1);
+    return d;
+}
+
 struct domain *get_domain(struct hv *hv, struct domain *caller, uint16_t domid)
 {
     struct domain *d = domid == DOMID_SELF ? caller : NULL;
     lock(&hv->domlist_lock);
     if (domid < DOMID_FIRST_RESERVED)
         d = hv->domain[domid];
-    if (d)
-        atomic_fetch_add(&d->refs, 1);
+    d = referenced(d);
     unlock(&hv->domlist_lock);
     return d;
 }
@@ -41,9 +49,7 @@ struct domain *next_domain(struct hv *hv, uint32_t first)
     struct domain *d = NULL;
     lock(&hv->domlist_lock);
     for (uint32_t id = first; id < DOMID_FIRST_RESERVED && !d; id++)
-        d = hv->domain[id];
-    if (d)
-        atomic_fetch_add(&d->refs, 1);
+        d = referenced(hv->domain[id]);
     unlock(&hv->domlist_lock);
     return d;
 }
@@ -382,9 +388,9 @@ void domain_resume(struct domain *d)
 
 enum kill_stage { KILL_begin, KILL_stop, KILL_events, KILL_memory, KILL_done };
 
-static void stop_vcpu(struct vcpu *v)
+/* All vCPUs are off their pCPUs by now: none of them can set another's timers again. */
+static void retire_vcpu(struct vcpu *v)
 {
-    vcpu_sleep(v, true);
     timer_stop(&v->singleshot);
     timer_stop(&v->periodic);
     timer_stop(&v->poll_timer);
@@ -427,7 +433,8 @@ int domain_kill(struct domain *d)
         d->kill_stage = KILL_stop;
         return -XEN_ERESTART;
     case KILL_stop:
-        for_each_vcpu(d, stop_vcpu);
+        for_each_vcpu(d, sleep_sync);
+        for_each_vcpu(d, retire_vcpu);
         for (unsigned i = 0; i < ARRAY_SIZE(d->watchdog); i++)
             timer_stop(&d->watchdog[i].timer);
         d->kill_stage = KILL_events;

@@ -35,9 +35,12 @@ int bitmap_from_guest(uint64_t *bits, const struct xenctl_bitmap *map)
     return 0;
 }
 
+#define MAX_BITMAP_BITS 4096 /* more CPUs than Xen knows */
 int bitmap_to_guest(const struct xenctl_bitmap *map, uint64_t bits)
 {
     uint64_t bytes = ((uint64_t)map->nr_bits + 7) / 8, n = bytes < 8 ? bytes : 8;
+    if (map->nr_bits > MAX_BITMAP_BITS)
+        return -XEN_EINVAL;
     if (map->nr_bits < 64)
         bits &= (1ull << map->nr_bits) - 1;
     if (copy_to_guest(map->bitmap, &bits, n))

@@ -381,6 +381,8 @@ static int close_locked(struct domain *d, uint32_t port)
         forget_virq(d, chn, port);
     if (chn->state == ECS_INTERDOMAIN) {
         struct evtchn *far = port_entry(chn->remote, chn->remote_port);
+        if (chn->doorbell_fd >= 0) /* it may have rung unheard: once more than needed hurts nobody */
+            set_pending(chn->remote, far, chn->remote_port);
         far->state = ECS_UNBOUND; /* its remote_domid is ours already: we may bind it again */
         far->remote = NULL;
     }
@@ -388,10 +390,19 @@ static int close_locked(struct domain *d, uint32_t port)
     return 0;
 }
 
-static int close_port(struct domain *d, uint32_t port)
+/* 0: the caller may use this port of its domain. A process may not use another's of the same domain. */
+static int may_use(struct domain *d, struct hv_conn *conn, uint32_t port)
+{
+    struct evtchn *chn = live_port(d, port);
+    return !chn ? -XEN_EINVAL : chn->conn != conn ? -XEN_EPERM : 0;
+}
+
+static int close_port(struct domain *d, struct hv_conn *conn, uint32_t port)
 {
     lock(&d->hv->event_lock);
-    int rc = close_locked(d, port);
+    int rc = may_use(d, conn, port);
+    if (!rc)
+        rc = close_locked(d, port);
     unlock(&d->hv->event_lock);
     return rc;
 }
@@ -417,13 +428,15 @@ void evtchn_close_conn(struct hv_conn *conn)
     unlock(&d->hv->event_lock);
 }
 
-static int reset(struct domain *caller, const struct evtchn_reset *op)
+static int reset(struct domain *caller, struct hv_conn *conn, const struct evtchn_reset *op)
 {
     struct domain *d = get_domain(caller->hv, caller, op->dom);
     if (!d)
         return -XEN_ESRCH;
     int rc = may_control(caller, d) ? 0 : -XEN_EPERM;
-    if (!rc)
+    if (!rc && conn && d == caller)
+        evtchn_close_conn(conn); /* the other processes keep theirs */
+    else if (!rc)
         evtchn_close_all(d);
     put_domain(d);
     return rc;
@@ -497,6 +510,16 @@ static int unmask(struct domain *d, uint32_t port)
     return chn ? 0 : -XEN_EINVAL;
 }
 
+static int send_port(struct domain *d, struct hv_conn *conn, uint32_t port)
+{
+    lock(&d->hv->event_lock);
+    int rc = may_use(d, conn, port);
+    if (!rc)
+        rc = send_locked(d, port);
+    unlock(&d->hv->event_lock);
+    return rc;
+}
+
 /* ---- the hypercall ---------------------------------------------------------------------------------------------- */
 
 /* Operations that answer in their argument. When the answer can't be stored the port is made all the same, as in Xen. */
@@ -541,15 +564,15 @@ int64_t do_event_channel_op(struct vcpu *curr, struct domain *caller, struct hv_
     case EVTCHNOP_status:
         return op_with_answer(caller, conn, (uint32_t)cmd, arg);
     case EVTCHNOP_send:
-        return copy_from_guest(&port, arg, sizeof(port)) ? -XEN_EFAULT : evtchn_send(caller, port);
+        return copy_from_guest(&port, arg, sizeof(port)) ? -XEN_EFAULT : send_port(caller, conn, port);
     case EVTCHNOP_close:
-        return copy_from_guest(&port, arg, sizeof(port)) ? -XEN_EFAULT : close_port(caller, port);
+        return copy_from_guest(&port, arg, sizeof(port)) ? -XEN_EFAULT : close_port(caller, conn, port);
     case EVTCHNOP_unmask:
         return copy_from_guest(&port, arg, sizeof(port)) ? -XEN_EFAULT : unmask(caller, port);
     case EVTCHNOP_bind_vcpu:
         return copy_from_guest(&to_vcpu, arg, sizeof(to_vcpu)) ? -XEN_EFAULT : bind_vcpu(caller, &to_vcpu);
     case EVTCHNOP_reset:
-        return copy_from_guest(&which, arg, sizeof(which)) ? -XEN_EFAULT : reset(caller, &which);
+        return copy_from_guest(&which, arg, sizeof(which)) ? -XEN_EFAULT : reset(caller, conn, &which);
     case EVTCHNOP_bind_pirq: /* there are no physical interrupts */
         return -XEN_EINVAL;
     default: /* FIFO channels as well: guests fall back to 2-level */

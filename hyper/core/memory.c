@@ -260,7 +260,8 @@ static int64_t maximum_gpfn(const struct domain *d)
 {
     uint64_t max_pfn = d->shared_info ? __atomic_load_n(&d->shared_info->arch.max_pfn, __ATOMIC_RELAXED) : 0;
 
-    return max_pfn ? (int64_t)(max_pfn - 1) : 0;
+    /* The guest wrote it: it must not read as an error. */
+    return max_pfn && max_pfn <= INT64_MAX ? (int64_t)(max_pfn - 1) : 0;
 }
 
 static int64_t memory_domain(const struct call *c)

@@ -314,6 +314,10 @@ static void unmap_code(struct domain *d, struct vcpu *curr, uint64_t pte, unsign
 
     if (pte & PTE_NX)
         return;
+    if (level > 2) { /* rare, and the subtree may be huge: everything */
+        engine()->unmap_code(d, curr, NULL);
+        return;
+    }
     if (level == 1) {
         if (pg->flags & PGC_code)
             engine()->unmap_code(d, curr, pg);

@@ -57,6 +57,8 @@ static int64_t poll(struct vcpu *curr, uint64_t arg)
         return -XEN_EINVAL;
     if (op.nr_ports == 1 && copy_from_guest(&only, op.ports, sizeof(only)))
         return -XEN_EFAULT;
+    if (!only)
+        return -XEN_EINVAL;
     begin_poll(curr, only);
     atomic_store(&curr->sched.blocked, true);
     int rc = vcpu_event_pending(curr) ? 1 : any_port_pending(curr->domain, &op);

@@ -38,6 +38,7 @@ struct program {
     uint32_t entry, end;       /* offsets in the code */
     uint32_t first_resume, nr_resumes, first_rule, nr_rules;
     uint32_t flags, status_mask;
+    uint32_t last, unused;     /* offset after its last byte: functions lie behind the end */
 };
 struct rule { uint8_t window, perm; uint16_t page; };
 struct header { char magic[8]; uint32_t nr_programs, nr_resumes, nr_rules, code_bytes; };
@@ -51,9 +52,9 @@ static struct {
 } blob;
 
 static struct {
-    unsigned runs, kick_us, disturb_every, cache_kib, only;
+    unsigned runs, kick_us, disturb_every, cache_kib, only, seconds;
     bool trace, verbose;
-} options = {.runs = 6, .only = ~0u};
+} options = {.runs = 6, .only = ~0u, .seconds = 30};
 
 static void load(const char *path)
 {
@@ -127,6 +128,7 @@ static void fill_pages(enum pool pool, unsigned pages)
     }
 }
 
+/* As the file has it; natively each program ends in ud2. */
 static void write_code_page(unsigned n)
 {
     uint8_t page[PAGE_SIZE] = {0};
@@ -135,27 +137,17 @@ static void write_code_page(unsigned n)
     write_page(POOL_CODE, n, page);
     for (unsigned k = 0; k < blob.header->nr_programs; k++) {
         const struct program *p = &blob.program[k];
-        for (unsigned byte = 0; byte < 2; byte++)
-            if (!(p->flags & PROGRAM_INVALID) && (p->end + byte) / PAGE_SIZE == n)
-                native_page(POOL_CODE, n)[(p->end + byte) % PAGE_SIZE] = byte ? 0x0b : 0x0f;
+        if (!(p->flags & PROGRAM_INVALID) && p->end - at < PAGE_SIZE)
+            native_page(POOL_CODE, n)[p->end - at] = 0x0f;
+        if (!(p->flags & PROGRAM_INVALID) && p->end + 1 - at < PAGE_SIZE)
+            native_page(POOL_CODE, n)[p->end + 1 - at] = 0x0b;
     }
 }
 
 static void load_code(void)
 {
-    for (unsigned n = 0; n < DIV_ROUND_UP(blob.header->code_bytes, PAGE_SIZE); n++) {
-        uint64_t at = n * PAGE_SIZE, bytes = blob.header->code_bytes - at;
-        uint8_t page[PAGE_SIZE] = {0};
-        memcpy(page, blob.code + at, bytes < PAGE_SIZE ? bytes : PAGE_SIZE);
-        write_page(POOL_CODE, n, page);
-    }
-    for (unsigned k = 0; k < blob.header->nr_programs; k++) {
-        uint32_t end = blob.program[k].end;
-        if (blob.program[k].flags & PROGRAM_INVALID)
-            continue;
-        native_page(POOL_CODE, 0)[end] = 0x0f;
-        native_page(POOL_CODE, 0)[end + 1] = 0x0b;
-    }
+    for (unsigned n = 0; n < DIV_ROUND_UP(blob.header->code_bytes, PAGE_SIZE); n++)
+        write_code_page(n);
 }
 
 static void protect(int window, unsigned page, enum permission perm)
@@ -165,7 +157,7 @@ static void protect(int window, unsigned page, enum permission perm)
 }
 
 static unsigned first_page(const struct program *p) { return p->entry / PAGE_SIZE; }
-static unsigned last_page(const struct program *p) { return (p->end + 1) / PAGE_SIZE; }
+static unsigned last_page(const struct program *p) { return (p->last - 1) / PAGE_SIZE; }
 
 static void prepare_memory(const struct program *p)
 {
@@ -175,8 +167,8 @@ static void prepare_memory(const struct program *p)
         fill_pages(POOL_BIG, BIG_PAGES);
     if (p->flags & PROGRAM_WRITES_CODE)
         for (unsigned n = first_page(p); n <= last_page(p); n++) {
-            write_code_page(n);
             protect(WINDOW_CODE, n, PERM_RWX);
+            write_code_page(n);
         }
     for (unsigned k = 0; k < p->nr_rules; k++) {
         const struct rule *r = &blob.rule[p->first_rule + k];
@@ -298,7 +290,12 @@ static void native_step(struct cpu_image *c, struct event *e, const struct progr
 /* ---- comparison ------------------------------------------------------------------------------------------------- */
 
 static struct { uint64_t programs, runs, events, instructions, mismatches; } totals;
-static struct { const struct program *program; unsigned index, run, event; enum mode mode; } here;
+static struct {
+    const struct program *program;
+    unsigned index, run, event;
+    enum mode mode;
+    uint16_t undefined; /* status flags that no instruction has defined since one left them undefined */
+} here;
 
 static void mismatch(const char *what, uint64_t native, uint64_t translated)
 {
@@ -349,14 +346,13 @@ static bool compare_fpu(const uint8_t *n, const uint8_t *g)
     return ok;
 }
 
-/* A code address in memory, perhaps partly overwritten since. */
+/* Code addresses in memory, perhaps partly overwritten since: the upper five bytes of a high one are c? ff ff ff ff. */
 static bool same_bytes(uint64_t native, uint64_t translated)
 {
-    uint64_t low = native & 0xffffffff, high = low + HIGH_BASE;
-    bool ok = here.mode == KERNEL_HIGH && low - CODE_START < CODE_PAGES * PAGE_SIZE;
+    bool ok = here.mode == KERNEL_HIGH;
     for (unsigned k = 0; k < 64; k += 8) {
         uint8_t x = native >> k, y = translated >> k;
-        ok &= x == y || (x == (uint8_t)(low >> k) && y == (uint8_t)(high >> k));
+        ok &= x == y || (x == 0 && y == 0xff) || (x == CODE_START >> 24 && y == ((CODE_START + HIGH_BASE) >> 24 & 0xff));
     }
     return ok;
 }
@@ -399,11 +395,10 @@ static bool compare_pages(enum pool pool, unsigned first, unsigned pages)
 /* The native copy of a program has other bytes at its end. */
 static bool compare_code(const struct program *p)
 {
-    native_page(POOL_CODE, 0)[p->end] = guest_page(m, POOL_CODE, p->end / PAGE_SIZE)[p->end % PAGE_SIZE];
-    native_page(POOL_CODE, 0)[p->end + 1] = guest_page(m, POOL_CODE, (p->end + 1) / PAGE_SIZE)[(p->end + 1) % PAGE_SIZE];
+    uint8_t *end = native_page(POOL_CODE, 0) + p->end;
+    memcpy(end, "\x0f\x05", 2);
     bool ok = compare_pages(POOL_CODE, first_page(p), last_page(p) - first_page(p) + 1);
-    native_page(POOL_CODE, 0)[p->end] = 0x0f;
-    native_page(POOL_CODE, 0)[p->end + 1] = 0x0b;
+    memcpy(end, "\x0f\x0b", 2);
     return ok;
 }
 
@@ -425,6 +420,33 @@ static void decode_here(struct insn *i, const struct cpu_image *n)
         bytes[k] = at < CODE_PAGES * PAGE_SIZE ? *(native_page(POOL_CODE, 0) + at) : 0;
     }
     decode(i, bytes, n->rip);
+}
+
+static uint16_t undefined_flags(const struct insn *i)
+{
+    unsigned r = i->reg & 7;
+    if (i->map == 1)
+        switch (i->opcode) {
+        case 0xa3: case 0xab: case 0xb3: case 0xbb: case 0xba: return X86_OF | X86_SF | X86_PF;
+        case 0xa4: case 0xa5: case 0xac: case 0xad: return X86_OF;
+        case 0xbc: case 0xbd: return X86_STATUS & ~X86_ZF;
+        case 0xaf: return X86_SF | X86_ZF | X86_PF;
+        default: return 0;
+        }
+    switch (i->opcode) {
+    case 0xc0: case 0xc1: case 0xd0 ... 0xd3: return i->operand_size > 2 ? X86_OF : X86_OF | X86_CF;
+    case 0x69: case 0x6b: return X86_SF | X86_ZF | X86_PF;
+    case 0xf6: case 0xf7: return r >= 6 ? X86_STATUS : r >= 4 ? X86_SF | X86_ZF | X86_PF : 0;
+    default: return 0;
+    }
+}
+
+/* Before a single step. */
+static void note_undefined(const struct cpu_image *n)
+{
+    struct insn i;
+    decode_here(&i, n);
+    here.undefined = (here.undefined & ~i.flags_kill) | undefined_flags(&i);
 }
 
 /* A branch to an address that isn't canonical: Intel's CPUs fault at the branch, AMD's and the translator after it. */
@@ -455,7 +477,7 @@ static bool compare_event(const struct cpu_image *at, const struct event *n, con
         return false;
     if (n->vector != VECTOR_PAGE_FAULT)
         return true;
-    uint64_t mask = n->cr2 >> 63 ? ~1ull : ~0ull; /* what the host's kernel has mapped up there is not ours */
+    uint64_t mask = n->cr2 >= 0x7ffffffff000 ? ~1ull : ~0ull; /* what the host has mapped up there is not ours */
     return same_fault_address(at, n->cr2, g->cr2) &
            compare("error code", n->error & mask, (g->error | (here.mode == USER ? 0 : 4)) & mask);
 }
@@ -464,7 +486,7 @@ static bool compare_all(const struct cpu_image *n, const struct event *ne, const
 {
     uint64_t flags = X86_DF | X86_AC | X86_ID | X86_NT;
     if (ne->vector == EVENT_END || ne->vector == VECTOR_DEBUG)
-        flags |= ne->vector == EVENT_END ? here.program->status_mask : X86_STATUS & ~X86_AF;
+        flags |= here.program->status_mask & ~(uint64_t)here.undefined;
     return compare_event(n, ne, ge) & compare_registers(n, g) & compare("rflags", n->rflags & flags, g->rflags & flags) &
            compare_fpu(n->fx, g->fx) & compare_memory(here.program);
 }
@@ -479,7 +501,7 @@ static bool repair(const struct event *e, uint64_t cr2)
     if (e->vector != VECTOR_PAGE_FAULT || w < 0)
         return false;
     bool fetch = e->error & 16, write = e->error & 2, code = w == WINDOW_CODE;
-    if ((fetch && !code) || (write && code))
+    if ((fetch && !code) || (write && code) || w == WINDOW_CODE_ALIAS)
         return false;
     protect(w, page, code ? PERM_RX : PERM_RW);
     return true;
@@ -490,6 +512,7 @@ static void resume(struct cpu_image *n)
 {
     const struct program *p = here.program;
     uint64_t to = p->end;
+    here.undefined = 0;
     for (unsigned k = 0; k < p->nr_resumes; k++) {
         uint64_t at = blob.resume[p->first_resume + k];
         if (CODE_START + at > n->rip && at < to)
@@ -508,6 +531,8 @@ static bool lockstep(struct cpu_image *n)
     struct event ne, ge;
     unsigned limit = options.trace ? 100000 : MAX_EVENTS;
     for (here.event = 0; here.event < limit; here.event++) {
+        if (n->rflags & X86_TF)
+            note_undefined(n);
         native_step(n, &ne, here.program);
         guest_run(&g, &ge);
         totals.events++;
@@ -544,6 +569,7 @@ static void run_once(const struct program *p)
     prepare_memory(p);
     initial_state(&state, p);
     guest_load(&state, here.mode);
+    here.undefined = 0;
     totals.runs++;
     if (!(p->flags & PROGRAM_INVALID ? must_be_invalid(&state) : lockstep(&state))) {
         totals.mismatches++;
@@ -565,7 +591,7 @@ static void run_program(unsigned index)
         here.mode = order[run % ARRAY_SIZE(order)];
         if (here.mode == KERNEL_HIGH && (p->flags & PROGRAM_NOT_HIGH))
             here.mode = KERNEL;
-        alarm(60);
+        alarm(options.seconds);
         run_once(p);
     }
 }
@@ -603,7 +629,7 @@ static void disturb_now(struct domain *d, struct vcpu *curr)
     case 6: engine()->unmap_code(d, curr, guest_page_info(m, POOL_CODE, random_below(CODE_PAGES))); break;
     case 7: vcpu_kick(curr); break;
     case 8:
-        if (!random_below(8))
+        if (!random_below(8) && !curr->engine->in_helper) /* nobody flushes while this vCPU waits in a helper */
             cache_flush(curr->engine);
         break;
     }
@@ -671,8 +697,10 @@ static void catch_lost_faults(void)
 static void on_alarm(int number)
 {
     (void)number;
-    static const char text[] = "{\"failed\": -1, \"mismatch\": \"no end within a minute\"}\n";
-    if (write(1, text, sizeof(text) - 1) < 0 || 1)
+    char text[200];
+    int n = snprintf(text, sizeof(text), "{\"failed\": %u, \"mismatch\": \"no end within %u s, %s, guest rip %#llx\"}\n", here.index,
+                     options.seconds, native_active ? "native" : "translated", (unsigned long long)v->cpu->rip);
+    if (write(1, text, n) < 0 || 1)
         _exit(4);
 }
 
@@ -694,7 +722,7 @@ static const char *parse(int argc, char **argv)
     int c;
     static const struct option longer[] = {{"runs", 1, 0, 'r'},    {"kick-us", 1, 0, 'k'}, {"disturb", 1, 0, 'd'},
                                            {"cache-kib", 1, 0, 'c'}, {"only", 1, 0, 'o'},  {"trace", 0, 0, 't'},
-                                           {"verbose", 0, 0, 'v'}, {0}};
+                                           {"seconds", 1, 0, 's'}, {"verbose", 0, 0, 'v'}, {0}};
     while ((c = getopt_long(argc, argv, "", longer, NULL)) != -1)
         switch (c) {
         case 'r': options.runs = atoi(optarg); break;
@@ -702,6 +730,7 @@ static const char *parse(int argc, char **argv)
         case 'd': options.disturb_every = atoi(optarg); break;
         case 'c': options.cache_kib = atoi(optarg); break;
         case 'o': options.only = atoi(optarg); break;
+        case 's': options.seconds = atoi(optarg); break;
         case 't': options.trace = true; break;
         case 'v': options.verbose = true; break;
         default: die("unknown option");
@@ -720,7 +749,8 @@ int main(int argc, char **argv)
     if (engine()->pcpu_start(&m->hv))
         die("no pCPU");
     native_init(m);
-    signal(SIGALRM, on_alarm);
+    struct sigaction alarm_action = {.sa_handler = on_alarm, .sa_flags = SA_ONSTACK};
+    sigaction(SIGALRM, &alarm_action, NULL);
     load_code();
     if (options.cache_kib) { /* room for little more than a block or two */
         struct engine_domain *ed = m->domain.engine;

@@ -25,7 +25,6 @@ static struct cpu_image *current;
 static struct event *current_event;
 static struct sigaction engine_action[NSIG];
 
-extern volatile uint8_t native_active;
 extern uint64_t native_stack, native_target;
 void native_enter(const struct cpu_image *c);
 extern const uint8_t native_leave[];

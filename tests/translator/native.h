@@ -20,6 +20,7 @@ enum { VECTOR_DIVIDE = 0, VECTOR_DEBUG = 1, VECTOR_BREAKPOINT = 3, VECTOR_INVALI
 void native_init(struct machine *m);
 uint8_t *native_page(enum pool pool, unsigned n);
 void native_protect(int window, unsigned page, enum permission perm);
+extern volatile uint8_t native_active;
 /* Runs from c until a fault or trap; c is the state there. */
 void native_run(struct cpu_image *c, struct event *e);
 #endif

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-DATA, DATA_HIGH, STACK, CODE_ALIAS, BIG = 0x50000000, 0x3EDCBA980000, 0x58000000, 0x48000000, 0x60000000
+CODE, CODE_ALIAS, DATA, DATA_HIGH, STACK, BIG = 0x40000000, 0x48000000, 0x50000000, 0x3EDCBA980000, 0x58000000, 0x60000000
 PAGE = 4096
 USUAL_PAGES = 8  # of the data pages: those that every program may use
 SCRATCH = DATA + 11 * PAGE  # loop counters, pointers: random operands stay away from this page
@@ -66,7 +66,10 @@ class Generator:
         self.seed = seed
         self.prefix = prefix
         self.risky = risky  # operands may lie on pages that are missing or read-only
-        self.relocatable = self.chance(0.4)  # nothing is computed from code addresses
+        # Nothing is computed from code addresses; not so when atoms that forget one are left half-way.
+        self.relocatable = not any(name in ("call", "odd_return", "indirect_jump") for _, name in kinds) or (
+            self.chance(0.4) and not risky
+        )
         self.labels = 0
         self.nr_functions = 0
         self.current_function = -1
@@ -716,7 +719,9 @@ class Generator:
 
     def mmx(self) -> Atom:
         a, b = self.rng.randrange(8), self.rng.randrange(8)
+        risky, self.risky = self.risky, False  # Intel's CPUs reset the x87 stack before they fault
         setup, m = self.mem(8)
+        self.risky = risky
         source = self.pick(f"%mm{a}", m)
         match self.rng.randrange(8):
             case 0:
@@ -854,6 +859,105 @@ class Generator:
     def not_executable(self) -> Atom:
         return [self.load_pointer(10, self.address(8)), self.pick("jmp *%r10", "call *%r10", "push %r10; ret")]
 
+    # ---- self-modifying code ----------------------------------------------------------------------------------------
+    #
+    # No instruction is changed into one that reads more flags of what came before the store: the translator may have
+    # dropped them (README.md).
+
+    def patch(self, place: str, size: int, value: str) -> Atom:
+        """Stores a constant to code: at its own address or through the alias."""
+        where = self.pick(f"{place}(%rip)", f"{place}+{CODE_ALIAS - CODE:#x}", f"{place}+{CODE_ALIAS - CODE:#x}", "register")
+        setup: Atom = []
+        if where == "register":
+            r = self.gpr()
+            setup, where = [f"lea {place}(%rip), {reg(r, 8)}"], f"({reg(r, 8)})"
+            if not self.relocatable and self.chance(0.5):
+                setup = [f"mov ${place}, {reg(r, 4)}"]
+            elif self.relocatable:
+                setup = [f"mov ${place}+{CODE_ALIAS - CODE:#x}, {reg(r, 4)}"]
+        return [*setup, f"mov{SUFFIX[size]} ${value}, {where}"]
+
+    def patched_immediate(self) -> Atom:
+        target, r, s = self.label(), self.gpr(), self.rng.choice((1, 4))
+        spare = self.body(2) if self.chance(0.5) else []
+        instruction = [f"{target}:", f"{{disp32}} mov ${self.imm(4)}, {reg(r, 4)}"]
+        offset = 1 + (r >= 8)
+        return [*self.patch(f"{target}+{offset}", s, str(self.imm(s))), *spare, *instruction]
+
+    def patched_opcode(self) -> Atom:
+        target = self.label()
+        old, new = (self.rng.choice((0x00, 0x28, 0x30, 0x20, 0x08, 0x10, 0x18)) for _ in range(2))
+        between = self.definer()
+        modrm = self.rng.randrange(0xC0, 0x100)
+        return [*self.patch(target, 1, str(new)), *between, f"{target}:", f".byte {old}, {modrm}", *self.definer()]
+
+    def patched_jump(self) -> Atom:
+        target, one, two, end = (self.label() for _ in range(4))
+        return [*self.patch(f"{target}+1", 1, f"({two}-{target}-2)"), *self.neutral(), f"{target}:", f"jmp {one}",
+                f"{one}:", "add $3, %r10", f"jmp {end}", f"{two}:", "sub $5, %r11", f"{end}:"]  # fmt: skip
+
+    def patched_loop(self) -> Atom:
+        """Its own code changes in each iteration."""
+        top, target, counter = self.label(), self.label(), SCRATCH + 8 * (self.labels % 60)
+        where = self.pick(f"{target}+2(%rip)", f"{target}+2+{CODE_ALIAS - CODE:#x}")
+        store = self.pick(f"incb {where}", f"lock addb $3, {where}", f"xorb $5, {where}", f"mov %cl, {where}")
+        return [f"movl ${self.rng.randint(2, 12)}, {counter:#x}", f"{top}:", *self.body(1), f"{target}:", "add $1, %ecx", store,
+                f"decl {counter:#x}", f"jnz {top}"]  # fmt: skip
+
+    def patched_function(self) -> Atom:
+        function, target, after, r = self.label(), self.label(), self.label(), self.rng.choice((0, 1, 2, 3, 6, 7))
+        far = [".balign 4096, 0xcc", f".skip {self.rng.randint(0, 4000)}, 0xcc"] if self.chance(0.3) else []
+        calls = [f"call {function}", *self.patch(f"{target}+1", 4, str(self.imm(4))), f"call {function}"]
+        return [f"jmp {after}", *far, f"{function}:", *self.neutral(), f"{target}:", f"mov $7, {reg(r, 4)}", "ret", f"{after}:", *calls]
+
+    def stored_beside(self) -> Atom:
+        """Every kind of store, to bytes of a code page that are not code."""
+        place, after = self.label(), self.label()
+        at = f"{place}+{self.rng.randrange(0, 32)}"
+        aligned = f"{place}+{CODE_ALIAS - CODE:#x}"
+        alias = f"{at}+{CODE_ALIAS - CODE:#x}"
+        fpu_clear = [f"movw $0, {aligned}+6", f"movq $0, {aligned}+8", f"movq $0, {aligned}+16"]
+        store = self.rng.choice((
+            [f"movups %xmm3, {alias}"], [f"movaps %xmm3, {aligned}"], [f"lock xadd %r10, {alias}"], [f"xchg %r15b, {alias}"],
+            [f"mov ${alias}, %rsp", "push %r10", "push %rax", "pop %rbx", self.recentre()],
+            [f"mov ${alias}, %rsp", "pushq $5", "pushw $5", f"pushq {DATA:#x}", self.recentre()],
+            [f"mov ${alias}, %rsp", "cmp %al, %bl", "pushfq", self.recentre()],
+            [f"mov ${alias}, %rsp", f"call {after}", f"{after}:", self.recentre()],
+            [f"mov ${alias}, %rsp", "mov %rsp, %rbp", "enter $8, $2", "mov $5, %ebp", self.recentre()],
+            [f"mov ${alias}, %edi", "mov $40, %ecx", "cld", "rep stosb"],
+            [f"mov ${alias}, %edi", f"mov ${self.address(80, reach=80)}, %esi", "mov $9, %ecx", "cld", "rep movsq"],
+            [f"mov ${alias}+40, %edi", "mov $4, %ecx", "std", "rep stosq", "cld"], [f"mov ${alias}, %edi", "stosl"],
+            [f"lock cmpxchg16b {aligned}"], [f"cmpxchg8b {alias}"], [f"btsl $5, {alias}", "cmp %r10, %r11"],
+            [f"fld1; fstpt {alias}"], [f"fxsave64 {aligned}", *fpu_clear], [f"setc {alias}"], [f"mov %ah, {alias}"],
+            [f"movnti %r11, {alias}"], [f"movlps %xmm4, {alias}"], [f"popq {alias}"], [f"mov %fs, {alias}"],
+            [f"stmxcsr {alias}"], [f"shll %cl, {alias}", "cmp %eax, %ebx"], [f"movntq %mm0, {alias}"],
+            [f"movabs %eax, {alias}"], ["push $0x202", f"popq {alias}"], [f"incl {alias}"],
+        ))  # fmt: skip
+        skip = self.label()
+        return [*store, f"jmp {skip}", ".skip 64, 0xcc", ".balign 16, 0xcc", f"{place}:", ".skip 576, 0x90", f"{skip}:"]
+
+    def crossing_store(self) -> Atom:
+        """Over the end of a page, code on both sides."""
+        edge, go, s = self.label(), self.label(), self.rng.choice((2, 4, 8))
+        where = f"{edge}-{self.rng.randint(1, s - 1)}"
+        where = self.pick(f"{where}(%rip)", f"{where}+{CODE_ALIAS - CODE:#x}")
+        op = self.pick(f"mov {reg(self.gpr(), s)}, {where}", f"add{SUFFIX[s]} ${self.imm(1)}, {where}", f"lock xadd {reg(self.gpr(), s)}, {where}",
+                       f"movups %xmm1, {where}")  # fmt: skip
+        return [f"jmp {go}", ".balign 4096, 0xcc", f"{edge}:", ".skip 16, 0xcc", f"{go}:", op, *self.neutral(), *self.definer()]
+
+    def generated(self) -> Atom:
+        """A function is copied and called where it was copied to, then another at the same place."""
+        one, one_end, two, two_end, place, go = (self.label() for _ in range(6))
+        lines = [f"jmp {go}", f"{one}:", f"mov ${self.imm(4)}, %eax", "lea 3(%r10,%r11), %r10", "ret", f"{one_end}:",
+                 f"{two}:", "add $9, %r15d", f"xor ${self.imm(1)}, %r11", "test %eax, %eax", "ret", f"{two_end}:"]  # fmt: skip
+        lines += [f"{place}:", ".skip 48, 0xcc", f"{go}:"]
+        for _ in range(self.rng.randint(2, 4)):
+            source, end = self.rng.choice(((one, one_end), (two, two_end)))
+            to = self.pick(place, f"{place}+{CODE_ALIAS - CODE:#x}")
+            lines += [f"mov ${source}, %esi", f"mov ${to}, %edi", f"mov ${end}-{source}, %ecx", "cld", "rep movsb", "mov $1, %esi", "mov $2, %edi"]
+            lines += [f"call {place}"]
+        return [*lines, *self.definer()]
+
     # ---- together -----------------------------------------------------------------------------------------------------
 
     def atom(self, simple: bool = False) -> Atom:
@@ -868,11 +972,14 @@ class Generator:
         self.nr_functions = functions
         main = [self.atom() for _ in range(atoms)]
         flags = 0 if self.relocatable else NOT_HIGH
+        if any(maker.__name__.startswith("patched") for maker in self.makers):
+            return Program(self.seed, main, [self.function(k) for k in range(functions)], flags | WRITES_CODE, align=PAGE)
         return Program(self.seed, main, [self.function(k) for k in range(functions)], flags)
 
 
 NUMBER = {reg(n, 8): n for n in range(16)}
-NOT_SIMPLE = {"skip", "either", "repeat", "far_away", "call", "loop_instruction", "fpu_image"}
+NOT_SIMPLE = {"skip", "either", "repeat", "far_away", "call", "loop_instruction", "fpu_image", "patched_function", "patched_loop",
+              "stored_beside", "crossing_store", "generated"}  # fmt: skip
 
 SSE_PACKED = """addps subps mulps divps minps maxps sqrtps rcpps rsqrtps andps andnps orps xorps unpcklps unpckhps
 addpd subpd mulpd divpd minpd maxpd sqrtpd andpd andnpd orpd xorpd unpcklpd unpckhpd haddps haddpd hsubps hsubpd addsubps
@@ -923,6 +1030,8 @@ SSE_KINDS = [(6, "sse_packed"), (4, "sse_scalar"), (3, "sse_imm"), (1, "sse_shif
 X87_KINDS = [(10, "x87"), (1, "x87_control"), (1, "fpu_image"), (2, "mmx")]
 FAULTS = [(3, "divide_error"), (2, "misaligned"), (2, "simd_exception"), (1, "bad_mxcsr"), (2, "x87_exception"), (1, "undefined"),
           (2, "privileged"), (3, "not_canonical"), (1, "not_canonical_stack"), (3, "wild"), (2, "write_read_only"), (1, "not_executable")]  # fmt: skip
+SELF_MODIFYING = [(4, "patched_immediate"), (3, "patched_opcode"), (2, "patched_jump"), (3, "patched_loop"), (3, "patched_function"),
+                  (5, "stored_beside"), (1, "crossing_store"), (3, "generated")]  # fmt: skip
 
 Kinds = list[tuple[int, str]]
 
@@ -939,5 +1048,8 @@ PROFILES: dict[str, Kinds] = {
     "sse": [*scaled(1, INTEGER), *scaled(5, SSE_KINDS)],
     "x87": [*scaled(1, INTEGER), *scaled(8, X87_KINDS)],
     "mixed": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *scaled(2, CONTROL), *STRINGS, *SSE_KINDS, *X87_KINDS],
+    "self-modifying": [*INTEGER, *STACK_KINDS, *CONTROL, *scaled(4, SELF_MODIFYING)],
+    "traced": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *scaled(2, CONTROL), *STRINGS, *SSE_KINDS],
+    "straight-faults": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *STRINGS, *SSE_KINDS, *X87_KINDS, *scaled(3, FAULTS)],
     "faults": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *CONTROL, *STRINGS, *SSE_KINDS, *X87_KINDS, *scaled(3, FAULTS)],
 }

@@ -42,7 +42,7 @@ def source(programs: Sequence[Program]) -> str:
     for n, p in enumerate(programs):
         name = f"{n}_{p.seed}"
         text += [f".balign {p.align}, 0x90", f"P{name}:"]
-        table += [f".quad P{name}, E{name}"]
+        table += [f".quad P{name}, E{name}, X{name}"]
         for k, atom in enumerate(p.atoms):
             text.append(f"R{name}_{k}:")
             table.append(f".quad R{name}_{k}")
@@ -56,6 +56,7 @@ def source(programs: Sequence[Program]) -> str:
             text.append(f"F{p.seed}_{number}:")
             for k, atom in enumerate(function):
                 text += [f"R{name}_{number}_{k}:", *atom]
+        text.append(f"X{name}:")
         table.append(".quad 0")
     return "\n".join([*text, *table, ""])
 
@@ -87,10 +88,10 @@ def pack(programs: Sequence[Program], table: Iterable[int], code: bytes) -> byte
     words = iter(table)
     records, resumes, rules = b"", b"", b""
     for p in programs:
-        entry, end = next(words) - CODE_START, next(words) - CODE_START
+        entry, end, last = (next(words) - CODE_START for _ in range(3))
         points = [w - CODE_START for w in iter(lambda: next(words), 0)]
-        records += struct.pack("<Q8I", p.seed & (1 << 64) - 1, entry, end, len(resumes) // 4, len(points), len(rules) // 4,
-                               len(p.rules), p.flags, ALL_FLAGS_BUT_AF)  # fmt: skip
+        records += struct.pack("<Q10I", p.seed & (1 << 64) - 1, entry, end, len(resumes) // 4, len(points), len(rules) // 4,
+                               len(p.rules), p.flags, ALL_FLAGS_BUT_AF, last, 0)  # fmt: skip
         resumes += struct.pack(f"<{len(points)}I", *points)
         rules += b"".join(struct.pack("<BBH", window, perm, page) for window, page, perm in p.rules)
     header = struct.pack("<8s4I", b"UMXPROG1", len(programs), len(resumes) // 4, len(rules) // 4, len(code))
@@ -138,7 +139,7 @@ def kind(outcome: Outcome) -> str | None:
     if not outcome.mismatches:
         return f"status {outcome.status}"
     first = outcome.mismatches[0]
-    what = str(first["mismatch"]).split(" from ")[0]
+    what = str(first["mismatch"]).split(" from ")[0].split(", guest rip")[0]
     return f"{what} {first['native']} {first['translated']}" if what in ("vector", "error code") else what
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from dom0.xenconsoled import logfile
 from dom0.xenconsoled.logfile import LogWriter, RotatingFile, log_path
 from dom0.xenconsoled.scrollback import BYTES, Scrollback
+from tests.xenstore_kit import PATIENCE
 
 chunks = st.lists(st.integers(0, 3 * BYTES) | st.integers(0, 100), max_size=12)
 
@@ -99,17 +101,19 @@ async def test_a_full_disk_loses_bytes_and_says_so(tmp_path: Path, monkeypatch: 
         nursery.start_soon(writer.run)
         for _ in range(3):
             writer.put(b"x" * 100_000)
-            await _written()
+            await _until(lambda: not writer._waiting)
+        await _until(lambda: writer._lost_before == 300_000)
         full = False
         writer.put(b"after")
-        await _written()
+        await _until(lambda: writer._lost_before == 0 and not writer._waiting)
         nursery.cancel_scope.cancel()
     assert (tmp_path / "log").read_bytes() == b"\r\n[xenconsoled: 300000 bytes are missing here]\r\nafter"
 
 
-async def _written() -> None:
-    await trio.testing.wait_all_tasks_blocked()
-    await trio.sleep(0.05)
+async def _until(done: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not done():
+            await trio.sleep(0.002)
 
 
 async def test_what_finds_no_room_is_counted(tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ async def test_what_finds_no_room_is_counted(tmp_path: Path) -> None:
         writer.put(b"x" * logfile.MAX_WAITING_BYTES + b"yy")
         writer.put(b"zzz")
         nursery.start_soon(writer.run)
-        await _written()
+        await _until(lambda: not writer._waiting)
         nursery.cancel_scope.cancel()
     written = (tmp_path / "log").read_bytes()
     assert written[logfile.MAX_WAITING_BYTES :] == b"\r\n[xenconsoled: 5 bytes are missing here]\r\n"

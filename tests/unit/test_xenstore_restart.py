@@ -331,9 +331,12 @@ async def test_journal_is_compacted_while_requests_go_on(
         nursery.start_soon(daemon.keep_journal_short, slow_put)
         for number in range(300):
             await dom0.ask(X.WRITE, b"/count", raw=b"%d" % number)
+            await dom0.ask(X.INTRODUCE, b"9", b"1", b"1")
             daemon.xs.with_output[dom0.conn] = None
             daemon.settle()
+            await dom0.ask(X.RELEASE, b"9")  # not settled while the journal is compacted
             await trio.testing.wait_all_tasks_blocked()
+        daemon.settle()
         nursery.cancel_scope.cancel()
     assert put
     assert os.fstat(daemon.journal.files[0]).st_size < 20_000

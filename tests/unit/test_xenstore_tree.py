@@ -131,6 +131,20 @@ def test_output_is_kept_until_it_is_sent() -> None:
     assert conn.output() == b""
 
 
+def test_a_part_of_a_long_queue() -> None:
+    conn = Connection(1)
+    for serial in range(50):
+        conn.queue_event(b"%02d\0t\0" % serial)
+    whole = conn.output()
+    for enough in (1, 21, 22, 100, len(whole), len(whole) + 1):
+        part = conn.output(enough)
+        assert whole.startswith(part)
+        assert len(part) >= min(enough, len(whole))
+        assert len(part) < enough + 22
+    conn.sent(30)
+    assert conn.output(60) == whole[30:105]
+
+
 def test_a_deep_tree_is_removed() -> None:
     """A recursive removal met Python's limit at about a thousand levels."""
     store = Store()

@@ -241,7 +241,7 @@ def _show(host: Host) -> bool:
     try:
         counts = host.statistics()
         free, total = counts["free_frames"] >> 8, counts["total_frames"] >> 8
-        words += f", {max(0, counts['nr_domains'] - 1)} guests, {free} of {total} MiB free"
+        words += f", guests: {max(0, counts['nr_domains'] - 1)}, {free} of {total} MiB free"
     except (OSError, HostError, KeyError):
         words += ", the hypervisor does not answer"
     click.echo(f"Host {host.paths.name}: {words}")

@@ -220,6 +220,8 @@ int64_t do_mmu_update(struct vcpu *curr, struct domain *caller, uint64_t ureqs, 
     int rc;
 
     rc = get_update_owners(caller, (uint32_t)foreigndom, &o);
+    if (!rc && !(may_act_on(caller, o.pt) && may_act_on(caller, o.pg)))
+        rc = -XEN_EPERM;
     if (rc) {
         put_update_owners(&o);
         return rc;

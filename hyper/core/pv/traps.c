@@ -144,6 +144,8 @@ int64_t do_set_trap_table(struct vcpu *v, uint64_t traps)
         return 0;
     }
     for (struct trap_info t;; traps += sizeof(t)) {
+        if (hypercall_preempt_check()) /* a guest's list may be endless */
+            return hypercall_continue(__HYPERVISOR_set_trap_table, 1, traps);
         if (copy_from_guest(&t, traps, sizeof(t)))
             return -XEN_EFAULT;
         if (!t.address)

@@ -10,6 +10,7 @@
  * comes out safely at its end. When the cache is full everything goes at once: other vCPUs quiesce, shadow stacks and
  * jump caches are reset.
  */
+#include <sched.h>
 #include <sys/mman.h>
 
 #include "cpu/dbt/dbt.h"
@@ -97,18 +98,40 @@ static void forget_code(struct engine_vcpu *e, void *unused)
     e->link = NULL;
 }
 
+static bool others_in_helpers(const struct engine_vcpu *e)
+{
+    const struct domain *d = e->vcpu->domain;
+    for (unsigned i = 0; i < d->max_vcpus; i++)
+        if (d->vcpu[i] && d->vcpu[i]->engine && d->vcpu[i]->engine != e && atomic_load(&d->vcpu[i]->engine->in_helper))
+            return true;
+    return false;
+}
+
+/* All others leave their code. Those that wait for the lock inside a helper still have to return to theirs: they get it. */
+static void wait_for_others(struct engine_vcpu *e)
+{
+    struct domain *d = e->vcpu->domain;
+    domain_quiesce(d, e->vcpu);
+    while (others_in_helpers(e)) {
+        domain_unlock(d, e->vcpu);
+        sched_yield();
+        domain_lock(d, e->vcpu);
+        domain_quiesce(d, e->vcpu);
+    }
+}
+
 void cache_flush(struct engine_vcpu *e)
 {
     struct domain *d = e->vcpu->domain;
     struct engine_domain *ed = d->engine;
-    domain_quiesce(d, e->vcpu);
+    wait_for_others(e);
     for (uint32_t i = 0; i < ed->nr_blocks; i++) {
         struct block *b = &ed->blocks[i];
         mfn_t frames[2] = {b->mfn, b->mfn2};
         for (unsigned k = 0; k < 2; k++)
-            if (!mfn_eq(frames[k], INVALID_MFN)) {
+            if (!mfn_eq(frames[k], INVALID_MFN) && ed->page_list[mfn_x(frames[k])]) { /* else it may be another's by now */
                 ed->page_list[mfn_x(frames[k])] = NULL;
-                frame_page(d->hv, frames[k])->flags &= ~PGC_code;
+                __atomic_and_fetch(&frame_page(d->hv, frames[k])->flags, ~PGC_code, __ATOMIC_SEQ_CST);
             }
     }
     memset(ed->hash, 0, sizeof(struct block *) << BLOCK_HASH_BITS);

@@ -108,6 +108,7 @@ struct engine_vcpu {
     bool single_step;          /* run one instruction as a block of its own next */
     bool page_table_write;     /* and its store goes to a page table, through pv_ptwr_write */
     bool page_table_refused;   /* which was refused: the guest gets its fault */
+    _Atomic bool in_helper;    /* waits for the domain lock and then goes back to its code: see cache_flush */
     bool bounce_is_page_table;
     uint8_t fpu[512] __attribute__((aligned(16))); /* fxsave image while off the CPU */
     struct engine_statistics stats;

@@ -182,17 +182,26 @@ static uint64_t help_string(struct engine_vcpu *e, uint64_t unused, uint64_t wha
     return 1;
 }
 
+/* The domain lock, in the middle of translated code; false: it is held already. */
+static bool lock_in_helper(struct engine_vcpu *e)
+{
+    if (!atomic_load(&e->vcpu->in_guest))
+        return false;
+    atomic_store(&e->in_helper, true);
+    domain_lock(e->vcpu->domain, e->vcpu);
+    atomic_store(&e->in_helper, false);
+    return true;
+}
+
 /* A store was refused because its frame holds code: that code goes. The vector registers were saved. */
 static void drop_code(struct engine_vcpu *e)
 {
     struct domain *d = e->vcpu->domain;
     struct page_info *pg;
-    bool unlocked = atomic_load(&e->vcpu->in_guest);
-    if (unlocked)
-        domain_lock(d, e->vcpu);
+    bool locked = lock_in_helper(e);
     if (mmu_walk(e, e->cpu.fault_vaddr, ACCESS_WRITE, &pg) && pg)
         code_frame_written(d, pg);
-    if (unlocked)
+    if (locked)
         domain_unlock(d, e->vcpu);
 }
 
@@ -243,16 +252,14 @@ static uint64_t help_commit(struct engine_vcpu *e, uint64_t r10, uint64_t r11)
     e->bounce_bytes = 0;
     if (e->bounce_is_page_table)
         return commit_page_table(e, vaddr, from, bytes);
-    bool unlocked = atomic_load(&e->vcpu->in_guest);
-    if (unlocked)
-        domain_lock(e->vcpu->domain, e->vcpu);
+    bool locked = lock_in_helper(e);
     uint8_t *low = commit_page(e, vaddr), *high = bytes > first ? commit_page(e, vaddr + first) : low;
     if (low && high) { /* else another vCPU unmapped it meanwhile: as if the store had come before that */
         copy_plain(low, from, bytes < first ? bytes : first);
         if (bytes > first)
             copy_plain(high, from + first, bytes - first);
     }
-    if (unlocked)
+    if (locked)
         domain_unlock(e->vcpu->domain, e->vcpu);
     return 1;
 }

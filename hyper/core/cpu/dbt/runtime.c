@@ -190,14 +190,12 @@ static void enter(struct engine_vcpu *e, const uint8_t *entry)
     e->stats.exits[e->exit]++;
 }
 
-/* One rare instruction; true: go on. */
+/* One rare instruction; true: go on. A store to a frame with code is tried again at once: a new block at rip could make
+ * code of that frame again, for ever. */
 static bool run_rare(struct engine_vcpu *e)
 {
-    e->exit = interpret_rare(e);
-    if (e->exit == DBT_SPECIAL) {
+    while ((e->exit = interpret_rare(e)) == DBT_SPECIAL)
         drop_code_at(e, e->cpu.fault_vaddr);
-        e->exit = DBT_LINK;
-    }
     return e->exit == DBT_LINK;
 }
 
@@ -453,6 +451,19 @@ static void dbt_set_fpu_disabled(struct vcpu *v, bool ts)
     shadow_stack_reset(e); /* landings lead to blocks of the other kind */
 }
 
+static void flush_vcpu(struct vcpu *v, enum flush_scope scope)
+{
+    struct engine_vcpu *e = v->engine;
+    if (scope == FLUSH_USER_HALF) {
+        mmu_flush_user_half(e);
+        return;
+    }
+    for (unsigned mode = 0; mode < 2; mode++) {
+        mmu_flush_mode(e, mode);
+        jump_clear(e, mode);
+    }
+}
+
 static void dbt_set_cr3(struct vcpu *v, bool user, uint64_t l4_gfn)
 {
     struct engine_vcpu *e = v->engine;
@@ -464,8 +475,10 @@ static void dbt_set_cr3(struct vcpu *v, bool user, uint64_t l4_gfn)
         e->loaded_user_root = ~0ull; /* even the same frame may hold another tree */
         return;
     }
-    if (root == e->root[0])
+    if (root == e->root[0]) { /* a guest's way to flush */
+        flush_vcpu(v, FLUSH_ALL);
         return;
+    }
     e->root[0] = root;
     mmu_flush_user_half(e);
     if (d->engine->kernel_low_code)
@@ -475,19 +488,6 @@ static void dbt_set_cr3(struct vcpu *v, bool user, uint64_t l4_gfn)
         if (d->engine->top_l4_entry)
             block_unlink_all(d->engine);
         d->engine->top_l4_entry = top;
-    }
-}
-
-static void flush_vcpu(struct vcpu *v, enum flush_scope scope)
-{
-    struct engine_vcpu *e = v->engine;
-    if (scope == FLUSH_USER_HALF) {
-        mmu_flush_user_half(e);
-        return;
-    }
-    for (unsigned mode = 0; mode < 2; mode++) {
-        mmu_flush_mode(e, mode);
-        jump_clear(e, mode);
     }
 }
 
@@ -538,7 +538,9 @@ static void dbt_revoke_frame(struct domain *d, struct vcpu *curr, struct page_in
 static void dbt_unmap_code(struct domain *d, struct vcpu *curr, struct page_info *pg)
 {
     (void)curr;
-    if (d->engine && (pg->flags & PGC_code))
+    if (d->engine && !pg)
+        block_unlink_all(d->engine);
+    else if (d->engine && (pg->flags & PGC_code))
         block_unlink_frame(d->engine, _mfn(pg - d->hv->frame_table));
 }
 

@@ -268,10 +268,17 @@ static void emit_link(struct translator *t, unsigned opcode, uint64_t pc)
     emit4(&t->m, 0);
 }
 
-/* To the guest pc in T0; flags are saved or dead. */
+/* To the guest pc in T0; flags are saved or dead. A single step ends here. */
 static void emit_jump_indirect(struct translator *t, bool call)
 {
     struct emitter *m = &t->m;
+    if (t->single) {
+        if (call)
+            emit_call(m, t->ed->tr.jump_miss);
+        else
+            emit_jmp(m, t->ed->tr.jump_miss);
+        return;
+    }
     emit_mov(m, T1, T0);
     EMIT(m, "\x49\xc1\xeb\x0c\x45\x31\xd3\x41\x81\xe3"); /* shr r11, 12; xor r11d, r10d; and r11d, */
     emit4(m, JUMP_ENTRIES - 1);
@@ -873,7 +880,10 @@ static void translate_ret(struct translator *t, const struct insn *i, uint16_t l
     emit_pop_address(t, i->pc, 1);
     emit_op_mem(&t->m, true, 0x8b, T0, T1, T0, 0, 0);
     emit_lea(&t->m, GUEST_RSP, GUEST_RSP, -1, 8 + (int32_t)i->imm);
-    emit1(&t->m, 0xc3);
+    if (t->single)
+        emit_jmp(&t->m, t->ed->tr.jump_miss); /* the landing may lead far beyond a single step */
+    else
+        emit1(&t->m, 0xc3);
 }
 
 static void translate_iret(struct translator *t, const struct insn *i)
@@ -881,7 +891,7 @@ static void translate_iret(struct translator *t, const struct insn *i)
     flags_to_vcpu(t);
     translate_helper(t, i, HELP_IRET, i->operand_size);
     emit_load_gs(&t->m, T0, OFFSET(cpu.rip));
-    emit_jmp(&t->m, t->ed->tr.jump_indirect[t->user]);
+    emit_jmp(&t->m, t->single ? t->ed->tr.jump_miss : t->ed->tr.jump_indirect[t->user]);
 }
 
 /* ---- a block ---------------------------------------------------------------------------------------------------- */
