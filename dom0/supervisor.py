@@ -44,6 +44,7 @@ STOP_SECONDS = 15.0
 """What each daemon has to end after SIGTERM, before SIGKILL."""
 BURST, BURST_SECONDS, MAX_BACKOFF_SECONDS = 5, 10.0, 30.0
 MAX_LOG_BYTES = 8 << 20
+_ABORT_SECONDS = 2.0
 
 
 class HostDown(Exception):
@@ -266,6 +267,7 @@ class Supervisor:
                     pass_fds=[ready_end],
                     start_new_session=True,
                     cwd="/",
+                    env={**os.environ, "PYTHONFAULTHANDLER": "1"},
                 )
             os.close(ready_end)
             ready_end = -1
@@ -290,16 +292,20 @@ class Supervisor:
             if ready_end >= 0:
                 os.close(ready_end)
         if waiting.cancelled_caught:
-            slot.kill(signal.SIGKILL)
-            await slot.wait_ended()
+            slot.kill(signal.SIGABRT)  # its stacks go to its log
+            await self._wait_or_kill(slot, _ABORT_SECONDS)
             raise self._failed(name, f"did not serve within {self._ready_seconds:g} s")
-        with trio.move_on_after(self._stop_seconds) as ending:
-            how = await slot.wait_ended()
-        if ending.cancelled_caught:
-            slot.kill(signal.SIGKILL)
-            await slot.wait_ended()
-            how = "closed its --ready-fd without a word"
-        raise self._failed(name, how)
+        how = await self._wait_or_kill(slot, self._stop_seconds)
+        raise self._failed(name, how or "closed its --ready-fd without a word")
+
+    @staticmethod
+    async def _wait_or_kill(slot: _Slot, seconds: float) -> str | None:
+        """How the process ended by itself; None when it did not within `seconds` and was killed."""
+        with trio.move_on_after(seconds):
+            return await slot.wait_ended()
+        slot.kill(signal.SIGKILL)
+        await slot.wait_ended()
+        return None
 
     def _failed(self, name: str, why: str) -> HostDown:
         self._report(f"failed {name} {why}")
@@ -338,12 +344,8 @@ class Supervisor:
         name = slot.daemon.name
         self._report(f"stopping {name}")
         slot.kill(signal.SIGTERM)
-        with trio.move_on_after(self._stop_seconds):
-            await slot.wait_ended()
-            return
-        log.warning("daemon ignored SIGTERM", daemon=name, seconds=self._stop_seconds)
-        slot.kill(signal.SIGKILL)
-        await slot.wait_ended()
+        if await self._wait_or_kill(slot, self._stop_seconds) is None:
+            log.warning("daemon ignored SIGTERM and was killed", daemon=name, seconds=self._stop_seconds)
 
     def _write_state(self) -> None:
         running = tuple(slot.state for slot in self._slots if slot.state is not None)

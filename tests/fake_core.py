@@ -173,6 +173,7 @@ class FakeCore:
             abi.lib.EVTCHNOP_bind_interdomain: "struct evtchn_bind_interdomain",
             abi.lib.EVTCHNOP_bind_virq: "struct evtchn_bind_virq",
             abi.lib.EVTCHNOP_close: "struct evtchn_close",
+            abi.lib.EVTCHNOP_send: "struct evtchn_send",
         }
         if command not in ctypes:
             return -E.ENOSYS
@@ -180,6 +181,9 @@ class FakeCore:
             return -E.EFAULT
         if command == abi.lib.EVTCHNOP_close:
             return self._close(conn, op.port)
+        if command == abi.lib.EVTCHNOP_send:
+            os.eventfd_write(conn.hv.ports[op.port].peer.upcall, 1)
+            return 0
         if command == abi.lib.EVTCHNOP_bind_interdomain:
             peer = conn.hv.ports.get(op.remote_port)
             if peer is None or peer.peer is not None:

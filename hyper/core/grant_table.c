@@ -173,7 +173,11 @@ static void unmark_entry(struct domain *granter, uint32_t ref, const struct acti
         __atomic_fetch_and(&shared_entry(granter, ref)->flags, (uint16_t)~clear, __ATOMIC_SEQ_CST);
 }
 
-static struct vcpu *vcpu_of(struct domain *d) { return current_caller.vcpu && current_caller.vcpu->domain == d ? current_caller.vcpu : NULL; }
+static struct vcpu *vcpu_of(const struct domain *d)
+{
+    struct vcpu *v = current_caller.vcpu;
+    return v && v->domain == d ? v : NULL;
+}
 
 /* Takes what a writer needs of a frame beside the general reference. */
 static bool begin_writing(struct domain *owner, struct page_info *pg)

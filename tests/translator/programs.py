@@ -682,6 +682,8 @@ class Generator:
         return [*setup, f"{op} {self.xmm()}, {m}"]
 
     def sse_move_registers(self) -> Atom:
+        if self.chance(0.1):  # rdi within a page: what is checked first is up to the CPU
+            return [self.load_pointer(7, DATA + 5 * PAGE + self.rng.randrange(0, 4000)), f"maskmovdqu {self.xmm()}, {self.xmm()}"]
         return [f"{self.rng.choice(SSE_REGISTER_MOVES)} {self.xmm()}, {self.xmm()}"]
 
     def sse_gpr(self) -> Atom:
@@ -743,8 +745,7 @@ class Generator:
                 return [self.pick(f"pmovmskb %mm{a}, {r}", f"pinsrw $2, {r}, %mm{a}", f"pextrw $1, %mm{a}, {r}", "emms")]
         op = self.rng.choice(MMX)
         if op in ("punpcklbw", "punpcklwd", "punpckldq"):
-            setup, m = self.mem(4)
-            source = self.pick(f"%mm{a}", m)
+            source = f"%mm{a}"
         return [*setup, f"{op} {source}, %mm{b}"]
 
     def x87(self) -> Atom:
@@ -752,7 +753,7 @@ class Generator:
         match self.rng.randrange(9):
             case 0:
                 op, size = self.rng.choice(X87_MEMORY)
-                if op == "fbstp" and self.risky:  # Intel's CPUs store a part of it before they fault
+                if op in ("fbstp", "fstpt") and self.risky:  # Intel's CPUs store a part of them before they fault
                     op = "fistpq"
                 setup, m = self.mem(size)
                 return [*setup, f"{op} {m}"]
@@ -1053,3 +1054,17 @@ PROFILES: dict[str, Kinds] = {
     "straight-faults": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *STRINGS, *SSE_KINDS, *X87_KINDS, *scaled(3, FAULTS)],
     "faults": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *CONTROL, *STRINGS, *SSE_KINDS, *X87_KINDS, *scaled(3, FAULTS)],
 }
+
+
+def generate(profile: str, seed: int) -> Program:
+    """The program of a profile and a seed. In faulting profiles the pages from 7 on are missing or read-only."""
+    faulting = "faults" in profile
+    generator = Generator(seed, str(seed), PROFILES[profile], risky=faulting)
+    program = generator.program(generator.rng.randint(4, 30))
+    if faulting:
+        program.rules = [
+            (window, page, generator.rng.choice((PERM_NONE, PERM_NONE, PERM_R, PERM_RW)))
+            for window in (WINDOW_DATA, WINDOW_DATA_HIGH)
+            for page in range(7, 11)
+        ]
+    return program

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0
 STOP_SECONDS = 90.0
-_TAIL_LINES = 5
+_TAIL_LINES = 8
 
 
 class HostError(Exception):

@@ -225,11 +225,21 @@ class Server:
         head = (
             f"POST /RPC2 HTTP/1.1\r\n{self.head}Content-Type: text/xml\r\nContent-Length: {len(body)}\r\n\r\n"
         )
+        request = head.encode() + body
+        reused = self.sock is not None
         sock = self._connected()
         progress = Waiting(waiting)
         try:
-            self._send(sock, head.encode() + body)
-            status, reply = self._receive(sock, progress)
+            self._send(sock, request)
+            try:
+                status, reply = self._receive(sock, progress)
+            except ConnectionResetError:
+                if not reused:
+                    raise
+                self.close()  # it was closed for being idle and the request never read: nothing was done
+                sock = self._connected()
+                self._send(sock, request)
+                status, reply = self._receive(sock, progress)
         except BaseException:
             self.close()
             raise

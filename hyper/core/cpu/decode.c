@@ -180,6 +180,7 @@ static const struct opcode two_byte[256] = {
     [0xc3] = MODRM(INSN_GENERAL, E_G_STORE, SIZE_V, IMM_NONE, F_NONE), /* movnti */
     [0xc7] = LOCKED(INSN_GENERAL, RM_READ | RM_WRITE, SIZE_V, IMM_NONE, F_ZF), /* cmpxchg8b, 16b */
     [0xc8 ... 0xcf] = {INSN_REG_OPCODE, REG_READ | REG_WRITE, SIZE_V, IMM_NONE, F_NONE, false, false, 0}, /* bswap */
+    [0xf7] = MODRM(INSN_RARE, 0, SIZE_V, IMM_NONE, F_NONE), /* maskmovdqu */
 };
 
 /* SSE, SSE2, SSE3 and MMX: bytes of memory operand by mandatory prefix; R: register form only, M: memory form only. */
@@ -270,6 +271,8 @@ static void apply_flag_rule(struct insn *i, enum flag_rule rule)
 static const uint8_t *decode_prefixes(struct insn *i, const uint8_t *p, const uint8_t *end)
 {
     for (; p < end; p++) {
+        uint8_t rex = i->rex;
+        i->rex = 0; /* one that isn't the last prefix has no effect */
         switch (*p) {
         case 0x66: i->prefix_66 = true; continue;
         case 0xf3: i->prefix_f3 = true; i->prefix_f2 = false; continue;
@@ -279,11 +282,11 @@ static const uint8_t *decode_prefixes(struct insn *i, const uint8_t *p, const ui
         case 0x65: i->segment = 1 + SREG_GS; continue;
         case 0x67: i->address_32 = true; continue;
         case 0x2e: case 0x36: case 0x3e: case 0x26: continue; /* no meaning in long mode */
+        case 0x40 ... 0x4f: i->rex = *p; continue;
         }
+        i->rex = rex;
         break;
     }
-    if (p < end && (*p & 0xf0) == 0x40)
-        i->rex = *p++;
     return p;
 }
 
@@ -297,6 +300,8 @@ static int32_t load32(const uint8_t *p)
 static const uint8_t *decode_modrm(struct insn *i, const uint8_t *p)
 {
     uint8_t m = *p++;
+    if (i->map == 1 && i->opcode >= 0x20 && i->opcode <= 0x23)
+        m |= 0xc0; /* mov cr, dr: registers, whatever mod says */
     i->has_modrm = true;
     i->modrm = m;
     i->mod = m >> 6;
@@ -550,6 +555,11 @@ static void decode_two_byte_group(struct insn *i)
             i->kind = INSN_INVALID;
         break;
     case 0xc7: group_9(i); break;
+    case 0xf7:
+        i->fpu = true;
+        if (i->mod != 3 || !i->prefix_66 || i->prefix_f3 || i->prefix_f2)
+            i->kind = INSN_INVALID; /* maskmovq is not built */
+        break;
     }
 }
 
@@ -591,7 +601,7 @@ static void sse_operands(struct insn *i, const struct sse_opcode *o)
             i->kind = INSN_INVALID;
         break;
     case 0x12: case 0x16:
-        if (i->mod == 3 && i->prefix_66)
+        if (i->mod == 3 && i->prefix_66 && !scalar_prefix)
             i->kind = INSN_INVALID;
         break;
     }
@@ -618,8 +628,10 @@ static void finish(struct insn *i, const struct opcode *o)
         i->kind = INSN_INVALID;
     if (i->kind == INSN_JCC || i->kind == INSN_JMP || i->kind == INSN_CALL || i->kind == INSN_JRCXZ)
         i->target = i->pc + i->length + i->imm;
-    if (i->kind == INSN_REG_OPCODE && i->opcode == 0x90 && i->map == 0 && !(i->rex & 1))
+    if (i->kind == INSN_REG_OPCODE && i->opcode == 0x90 && i->map == 0 && (!(i->rex & 1) || i->prefix_f3))
         i->kind = INSN_NOP; /* nop, pause */
+    if (i->map == 1 && i->opcode == 0x77 && (i->prefix_66 || i->prefix_f3 || i->prefix_f2))
+        i->kind = INSN_INVALID;
     bool stack = i->kind == INSN_PUSH_REG || i->kind == INSN_POP_REG || i->kind == INSN_PUSH_IMM ||
                  i->kind == INSN_PUSHF || i->kind == INSN_POPF || i->kind == INSN_POP_RM;
     if (stack && i->prefix_66 && !(i->rex & 8)) {
@@ -627,8 +639,9 @@ static void finish(struct insn *i, const struct opcode *o)
         if (i->opcode == 0x68)
             i->length -= 2, i->imm = (int16_t)i->imm; /* imm16 */
     }
-    if (i->kind == INSN_STRING && i->address_32)
-        i->kind = INSN_INVALID;
+    if ((i->kind == INSN_STRING && i->address_32) ||
+        (i->prefix_66 && !(i->rex & 8) && i->map == 0 && (i->opcode == 0xc8 || i->opcode == 0xc9)))
+        i->kind = INSN_INVALID; /* not built: 32-bit string addresses, 16-bit enter and leave */
     if (i->kind == INSN_STRING && (i->flags_kill & ALL) && (i->prefix_f3 || i->prefix_f2))
         i->flags_kill = 0; /* rcx may be zero */
     if ((i->map == 0 && i->opcode == 0x9b) || (i->map == 1 && i->opcode == 0x77))

@@ -65,6 +65,8 @@ static bool enter(struct engine_vcpu *e, const struct insn *i)
             return false;
         rsp -= 8;
     }
+    if (!mmu_access(e, rsp - frame, true)) /* the CPU tries the new top of the stack, too */
+        return false;
     r[RBP] = top;
     r[RSP] = rsp - frame;
     return true;
@@ -130,6 +132,20 @@ static bool segment_query(struct engine_vcpu *e, const struct insn *i)
     return true;
 }
 
+/* maskmovdqu: bytes whose mask has its highest bit, to [rdi]. */
+static bool masked_move(struct engine_vcpu *e, const struct insn *i)
+{
+    const uint8_t *data = e->xmm[i->reg], *mask = e->xmm[i->rm];
+    uint64_t at = (i->address_32 ? (uint32_t)e->cpu.regs[RDI] : e->cpu.regs[RDI]) + segment_base(&e->cpu, i);
+    for (unsigned k = 0; k < 16; k++)
+        if ((mask[k] & 0x80) && !mmu_access(e, page_of(at + k) == page_of(at) ? at : page_of(at + k), true))
+            return false;
+    for (unsigned k = 0; k < 16; k++)
+        if ((mask[k] & 0x80) && !mmu_store(e, at + k, 1, data[k]))
+            return false;
+    return true;
+}
+
 int interpret_rare(struct engine_vcpu *e)
 {
     uint8_t bytes[INSN_MAX_BYTES + 1] = {0};
@@ -140,7 +156,9 @@ int interpret_rare(struct engine_vcpu *e)
         return DBT_LINK; /* another vCPU has rewritten it since: run what is there now */
     uint64_t next = e->cpu.rip + i.length;
     bool ok;
-    if (i.map == 1)
+    if (i.map == 1 && i.opcode == 0xf7)
+        ok = masked_move(e, &i);
+    else if (i.map == 1)
         ok = segment_query(e, &i);
     else if (i.opcode >= 0xa0 && i.opcode <= 0xa3)
         ok = move_absolute(e, &i);
@@ -154,7 +172,8 @@ int interpret_rare(struct engine_vcpu *e)
         ok = narrow_stack(e, &i);
     if (!ok) {
         enum dbt_exit why = mmu_fault_exit(e);
-        return why == DBT_GP && i.opcode != 0xd7 && !is_canonical(e->cpu.regs[RSP]) ? DBT_STACK : why;
+        bool stack = i.opcode == 0xc8 || (i.opcode != 0xd7 && !is_canonical(e->cpu.regs[RSP]));
+        return why == DBT_GP && stack ? DBT_STACK : why;
     }
     e->cpu.rip = next;
     return DBT_LINK;

@@ -67,6 +67,17 @@ static bool on_exception(struct engine_vcpu *e, ucontext_t *uc, uint64_t host_pc
     return false;
 }
 
+/* The push that found the guard page was a call's, or in a trampoline: then the way back from there comes along. */
+static void restart_shadow_stack(const struct engine_domain *ed, ucontext_t *uc, uint64_t host_pc, uint64_t top)
+{
+    if (host_pc < (uint64_t)ed->tr.end) {
+        uint64_t back = *(uint64_t *)uc->uc_mcontext.gregs[REG_RSP];
+        top -= sizeof(back);
+        *(uint64_t *)top = back;
+    }
+    uc->uc_mcontext.gregs[REG_RSP] = top;
+}
+
 static bool on_guest_fault(struct engine_vcpu *e, siginfo_t *info, ucontext_t *uc)
 {
     struct engine_domain *ed = e->vcpu->domain->engine;
@@ -80,7 +91,7 @@ static bool on_guest_fault(struct engine_vcpu *e, siginfo_t *info, ucontext_t *u
         return on_poll(e, uc, host_pc);
     uint64_t top = e->shadow_top[mode_index(e)];
     if (at - (top - SHADOW_BYTES - PAGE_SIZE) < PAGE_SIZE) { /* calls without returns: start over, returns will miss */
-        uc->uc_mcontext.gregs[REG_RSP] = top;
+        restart_shadow_stack(ed, uc, host_pc, top);
         return true;
     }
     return false;

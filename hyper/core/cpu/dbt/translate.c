@@ -410,6 +410,8 @@ static void translate_bit_string(struct translator *t, const struct insn *i, boo
     EMIT(m, "\x49\xc1\xfb"); /* sar r11, shift */
     emit1(m, shift);
     emit_op_mem(m, true, 0x8d, T0, T0, T1, shift - 3, 0);
+    if (i->address_32 && !i->segment)
+        EMIT(m, "\x45\x89\xd2"); /* mov r10d, r10d */
     emit_tlb(t, i->pc, i->operand_size | (i->access & RM_WRITE ? SLOW_WRITE : 0) | stack_operand(i));
     emit_lea(m, T1, T1, T0, 0);
     load_guest(t, T0, i->reg);

@@ -1,0 +1,87 @@
+"""Programs of random bytes: every encoding that the decoder takes for a harmless instruction, however odd.
+
+The decoder only chooses and says which registers hold the address, so that most accesses hit; what an instruction does is
+decided by the native run.
+"""
+
+from __future__ import annotations
+
+import random
+
+from tests.translator.decoder import Decoded, Decoder
+from tests.translator.programs import DATA, FS_BASE, GS_BASE, NOT_HIGH, PAGE, RSP, STACK, Atom, Program, reg
+
+PREFIXES = (0x66, 0x66, 0xF2, 0xF3, 0xF0, 0x67, 0x64, 0x65, 0x2E, 0x40, 0x48)
+HARMLESS = {
+    *"GENERAL REG_OPCODE VERBATIM NOP LEA PUSH_REG POP_REG PUSH_IMM PUSH_RM POP_RM LEAVE PUSHF STRING CLD STD".split(),
+    *"MOV_FROM_SEG FXRSTOR RARE".split(),
+}
+
+
+def random_bytes(rng: random.Random) -> bytes:
+    """What might be an instruction, with something behind it."""
+    head = [rng.choice(PREFIXES) for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))]
+    if rng.random() < 0.4:
+        head.append(rng.randrange(0x40, 0x50))
+    if rng.random() < 0.45:
+        head.append(0x0F)
+    return bytes(head + [rng.randrange(256) for _ in range(15)])[:15]
+
+
+def is_harmless(decoder: Decoder, d: Decoded) -> bool:
+    """May it run natively, and is its effect the same at every address?"""
+    if decoder.kind(d) not in HARMLESS:
+        return False
+    if decoder.kind(d) == "RARE" and (d.map == 1 or d.opcode in (0xE0, 0xE1, 0xE2, 0x9D)):
+        return False  # descriptors of the host; jumps; popf
+    if d.map == 1 and d.opcode in (0xBC, 0xBD):
+        return False  # with F3 they are tzcnt and lzcnt, which are not offered
+    stores_addresses = d.fpu and d.memory_size in (28, 108) and d.access & 32
+    unreachable = d.base < 0 or (d.base == RSP and (d.mod == 2 or d.segment)) or (d.address_32 and d.segment)
+    if d.has_modrm and d.mod != 3 and unreachable:
+        return False  # always somewhere unmapped: which of two faults comes first is up to the CPU
+    return not (stores_addresses or (d.map == 1 and d.opcode == 0x31))
+
+
+def pointers(rng: random.Random, d: Decoded) -> Atom:
+    """Lines that make the memory operand lie in the data."""
+    at = DATA + rng.randrange(PAGE, 6 * PAGE)
+    if d.base == RSP:
+        return [f"mov ${rng.randrange(100)}, {reg(d.index, 4)}"] if d.index >= 0 else []
+    if d.fpu and rng.random() < 0.8:
+        at &= ~15
+    at -= d.disp + (FS_BASE if d.segment == 5 else GS_BASE if d.segment == 6 else 0)
+    lines = []
+    if d.index >= 0 and d.index != d.base:
+        k = rng.randrange(100)
+        at -= k << d.scale
+        lines.append(f"mov ${k}, {reg(d.index, 4)}")
+    elif d.index >= 0:
+        at //= 1 + (1 << d.scale)
+    if d.base >= 0:
+        lines.append(f"movabs ${at & (1 << 64) - 1:#x}, {reg(d.base, 8)}")
+    return lines
+
+
+def atom(rng: random.Random, decoder: Decoder, raw: bytes, d: Decoded) -> Atom:
+    """The instruction between what it needs and what makes the next one independent of it."""
+    lines = [f"mov ${STACK + 2 * PAGE:#x}, %rsp"]
+    if decoder.kind(d) == "STRING":
+        lines += [f"movabs ${DATA + rng.randrange(6 * PAGE):#x}, {reg(r, 8)}" for r in (6, 7)]
+        lines.append(f"mov ${rng.randrange(50)}, %ecx")
+    elif d.has_modrm and d.mod != 3:
+        lines += pointers(rng, d)
+    if d.flags_read:
+        lines.append("cmp %al, %bl")
+    lines.append(".byte " + ", ".join(map(str, raw[: d.length])))
+    return [*lines, "fnclex", "cmp %r10d, %r11d"]
+
+
+def random_encodings(seed: int, decoder: Decoder, count: int) -> Program:
+    """A program of `count` random instructions."""
+    rng = random.Random(seed)
+    atoms: list[Atom] = []
+    while len(atoms) < count:
+        raw = [random_bytes(rng) for _ in range(4 * count)]
+        atoms += [atom(rng, decoder, r, d) for r, d in zip(raw, decoder.decode(raw)) if is_harmless(decoder, d)]
+    return Program(seed, atoms[:count], flags=NOT_HIGH)

@@ -1,0 +1,106 @@
+"""The decoder against capstone, and against the CPU: any bytes give a length of 1 to 15, the same as capstone's where both
+take them; the memory operand has capstone's size; odd encodings do what the CPU does; what is rejected among the SSE
+opcodes is #UD on the CPU, too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import pytest
+
+from tests.translator.conftest import SCALE, Checker
+from tests.translator.decoder import MAX_BYTES, Decoded, Decoder
+from tests.translator.encodings import random_bytes, random_encodings
+from tests.translator.programs import NOT_HIGH, Program
+
+capstone = pytest.importorskip("capstone")
+
+PREFIX_BYTES = {0x66, 0xF2, 0xF3, 0xF0, 0x67, 0x64, 0x65, 0x2E, 0x36, 0x3E, 0x26}
+# 66 before a near branch: capstone takes the operand for 16 bits, as AMD's CPUs do, we as Intel's.
+BRANCHES = {"JCC", "JMP", "CALL", "RET", "JRCXZ", "JMP_INDIRECT", "CALL_INDIRECT"}
+# Sizes that capstone does not know, or calls otherwise: images and environments, far pointers, cache lines, comisd's 8 bytes.
+OTHER_SIZES = {"fxsave", "fxsave64", "fxrstor", "fxrstor64", "fnsave", "frstor", "lcall", "ljmp", "clflush", "comisd", "call", "jmp",
+               "bnd call", "bnd jmp"}  # fmt: skip
+
+
+def prefixes(raw: bytes) -> set[int]:
+    found = set()
+    for byte in raw:
+        if byte not in PREFIX_BYTES and byte & 0xF0 != 0x40:
+            break
+        found.add(byte)
+    return found
+
+
+def memory_operand_differs(instruction: object, ours: Decoded, raw: bytes) -> bool:
+    """Is capstone's memory operand of another size than ours, and capstone right?"""
+    operands = [o for o in instruction.operands if o.type == capstone.x86.X86_OP_MEM]  # type: ignore[attr-defined]
+    seen = prefixes(raw)
+    confused = 0x66 in seen and (seen & {0xF2, 0xF3} or any(p & 0xF8 == 0x48 for p in seen))  # not capstone's strength
+    bit_scan = ours.map == 1 and ours.opcode in (0xBC, 0xBD)  # with F3 or F2 it looks at tzcnt's table
+    if instruction.mnemonic in OTHER_SIZES or confused or (bit_scan and seen & {0x66, 0xF2, 0xF3}):  # type: ignore[attr-defined]
+        return False
+    return not operands or operands[0].size != ours.memory_size
+
+
+def test_against_capstone(decoder: Decoder) -> None:
+    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    machine.detail = True
+    rng = random.Random(7)
+    raw = [random_bytes(rng) for _ in range(25_000 * SCALE)]
+    wrong: dict[str, list[str]] = defaultdict(list)
+    both = 0
+    for bytes_, ours in zip(raw, decoder.decode(raw)):
+        kind = decoder.kind(ours)
+        assert 1 <= ours.length <= MAX_BYTES
+        if kind == "INVALID":
+            continue
+        theirs = next(machine.disasm(bytes_, 0x1000, 1), None)
+        if theirs is None:
+            continue
+        both += 1
+        if theirs.size != ours.length and not (kind in BRANCHES and 0x66 in prefixes(bytes_)):
+            wrong[f"length of {theirs.mnemonic}: {ours.length}, not {theirs.size}"].append(bytes_.hex())
+        memory = ours.has_modrm and ours.mod != 3 and ours.access & (16 | 32)
+        if memory and kind not in ("POP_RM", "RARE") and memory_operand_differs(theirs, ours, bytes_):
+            wrong[f"memory of {theirs.mnemonic} {theirs.op_str}: {ours.memory_size}"].append(bytes_.hex())
+    assert both > len(raw) / 2
+    assert not wrong, dict(list(wrong.items())[:20])
+
+
+def test_any_bytes_decode(decoder: Decoder) -> None:
+    """No crash, no reading beyond 15 bytes, a length of 1 to 15."""
+    rng = random.Random(8)
+    raw = [rng.randbytes(15) for _ in range(200_000 * SCALE)]
+    raw += [bytes([p] * n) for p in (0x66, 0x0F, 0xF0, 0x48, 0xFF, 0) for n in range(16)]
+    assert all(1 <= d.length <= MAX_BYTES for d in decoder.decode(raw))
+
+
+def test_random_encodings(checker: Checker, decoder: Decoder) -> None:
+    checker(lambda seed: random_encodings(seed, decoder, 20), 400)
+
+
+def test_random_encodings_step_by_step(checker: Checker, decoder: Decoder) -> None:
+    checker(lambda seed: random_encodings(seed + 10_000, decoder, 20), 40, "--trace", "--runs", "1")
+
+
+SSE_OPCODES = [*range(0x10, 0x18), *range(0x28, 0x30), *range(0x50, 0x78), *range(0x7A, 0x80), 0xC2, 0xC3, 0xC4, 0xC5, 0xC6,
+               *range(0xD0, 0xF7), *range(0xF8, 0x100)]  # fmt: skip
+
+
+def test_rejected_sse_encodings_do_not_exist(checker: Checker, decoder: Decoder) -> None:
+    """What the tables lack between 0f 10 and 0f ff does not exist (but maskmovq, 0f f7, which is not built)."""
+    rng = random.Random(9)
+    raw = []
+    for _ in range(6000 * SCALE):
+        head = [rng.choice((0x66, 0xF2, 0xF3)) for _ in range(rng.choice((0, 1, 1, 2)))]
+        if rng.random() < 0.3:
+            head.append(rng.randrange(0x40, 0x50))
+        raw.append(bytes([*head, 0x0F, rng.choice(SSE_OPCODES), *rng.randbytes(10)]))
+    rejected = [r for r, d in zip(raw, decoder.decode(raw)) if decoder.kind(d) == "INVALID"]
+    programs = [Program(k, [[".byte " + ", ".join(map(str, r))]], flags=NOT_HIGH) for k, r in enumerate(rejected)]
+    for at in range(0, len(programs), 1000):
+        checker.check(programs[at : at + 1000], "--runs", "1")
+    assert len(programs) > 500

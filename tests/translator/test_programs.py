@@ -1,0 +1,49 @@
+"""Random programs, translated and natively: what they leave behind is equal."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.translator.conftest import Checker
+from tests.translator.programs import generate
+
+PROFILES = ["integer", "control", "strings", "sse", "x87", "mixed", "self-modifying"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_programs(checker: Checker, profile: str) -> None:
+    checker(lambda seed: generate(profile, seed), 300)
+
+
+@pytest.mark.parametrize("profile", ["faults", "straight-faults"])
+def test_faults_are_precise(checker: Checker, profile: str) -> None:
+    """Same instruction, registers, memory, error code and address; after the page is repaired, the same result."""
+    checker(lambda seed: generate(profile, seed), 250)
+
+
+def test_each_step(checker: Checker) -> None:
+    """With EFLAGS.TF the guest gets #DB after each instruction, with all flags in order."""
+    checker(lambda seed: generate("traced", seed), 60, "--trace", "--runs", "2")
+
+
+@pytest.mark.parametrize("profile", ["control", "strings", "mixed", "faults", "straight-faults", "self-modifying"])
+def test_disturbed_by_others(checker: Checker, profile: str) -> None:
+    """Whenever the vCPU asks for the domain lock, somebody may have flushed its TLB, killed its code or kicked it."""
+    checker(lambda seed: generate(profile, seed), 120, "--disturb", "3")
+
+
+@pytest.mark.parametrize("profile", ["control", "mixed", "straight-faults", "self-modifying"])
+def test_kicked_all_the_time(checker: Checker, profile: str) -> None:
+    """A second thread kicks the vCPU, and once in a while somebody flushes."""
+    checker(lambda seed: generate(profile, seed), 100, "--kick-us", "50", "--disturb", "30")
+
+
+@pytest.mark.parametrize("profile", ["control", "mixed", "self-modifying"])
+def test_a_cache_that_is_always_full(checker: Checker, profile: str) -> None:
+    checker(lambda seed: generate(profile, seed), 100, "--cache-kib", "80")
+
+
+@pytest.mark.parametrize("profile", ["mixed", "self-modifying"])
+def test_under_sanitizers(sanitized_checker: Checker, profile: str) -> None:
+    sanitized_checker(lambda seed: generate(profile, seed), 60)
+    sanitized_checker(lambda seed: generate(profile, seed), 30, "--disturb", "3")
