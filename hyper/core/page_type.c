@@ -306,30 +306,17 @@ void put_page_and_type(struct domain *d, struct page_info *pg)
 
 /* ---- changing an entry ------------------------------------------------------------------------------------------ */
 
-/* Jumps into code that can no longer be reached through this entry are cut. */
-static void unmap_code(struct domain *d, struct vcpu *curr, uint64_t pte, unsigned level)
+/* The engine cuts jumps into code that can no longer be reached through this entry. */
+static void unmap_code(struct domain *d, struct vcpu *curr, struct page_info *table, unsigned slot, uint64_t pte)
 {
     struct page_info *pg = pte_page(d, pte);
-    const uint64_t *table;
 
     if (pte & PTE_NX)
         return;
-    if (level > 2) { /* rare, and the subtree may be huge: everything */
-        engine()->unmap_code(d, curr, NULL);
-        return;
-    }
-    if (level == 1) {
-        if (pg->flags & PGC_code)
-            engine()->unmap_code(d, curr, pg);
-        return;
-    }
-    table = mfn_to_virt(d->hv, page_to_mfn(d->hv, pg));
-    for (unsigned i = 0; i < NR_ENTRIES; i++) {
-        uint64_t entry = __atomic_load_n(&table[i], __ATOMIC_RELAXED);
-
-        if (entry & PTE_PRESENT)
-            unmap_code(d, curr, entry, level - 1);
-    }
+    if (table->type > PGT_l1_page_table)
+        engine()->unmap_tables(d, curr, table, slot);
+    else if (pg->flags & PGC_code)
+        engine()->unmap_code(d, curr, pg);
 }
 
 /* Puts a new value in and returns what it replaced. */
@@ -376,7 +363,7 @@ int mod_page_table_entry(struct domain *d, struct vcpu *curr, struct page_info *
     old = entry_store(ptr, val, preserve_ad);
     if (old & PTE_PRESENT) {
         if (!fast || ((old ^ val) & PTE_NX))
-            unmap_code(d, curr, old, level);
+            unmap_code(d, curr, pg, slot, old);
         if (!fast)
             put_page_from_entry(d, old, level);
     }

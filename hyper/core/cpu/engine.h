@@ -118,9 +118,10 @@ struct engine_ops {
     /* The frame is about to change type or owner, or became read-only: no TLB of its owner may write to it any more
      * (`all`: may touch it at all). Lock held. */
     void (*revoke_frame)(struct domain *d, struct vcpu *curr, struct page_info *pg, bool all);
-    /* A page-table entry of d that pointed to this frame was removed or changed: direct jumps into its code are cut. NULL: an
-     * entry of a higher level, so all direct jumps. */
+    /* An L1 entry of d that pointed to this frame was removed or changed: direct jumps into its code are cut. */
     void (*unmap_code)(struct domain *d, struct vcpu *curr, struct page_info *pg);
+    /* The same for an entry of a higher level: what lies under it may be anything. */
+    void (*unmap_tables)(struct domain *d, struct vcpu *curr, struct page_info *table, unsigned slot);
     /* The hypervisor or a backend has written to (or is about to write to) this frame: its code is stale. Lock held. */
     void (*frame_written)(struct domain *d, struct vcpu *curr, struct page_info *pg);
     /* Guest-virtual access of the running vCPU in its current mode, as its own instructions would: false after a fault,

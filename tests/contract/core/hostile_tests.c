@@ -39,8 +39,8 @@ static void lookups_of_a_domain_being_freed(void)
     machine_start(&m, 1);
     process_start(&l.process, m.hv);
     CHECK(!pthread_create(&thread, NULL, look_up, &l));
-    for (int i = 0; i < 100; i++) {
-        uint16_t domid = create_domain(&m.dom0, 16);
+    for (int i = 0; i < 300; i++) {
+        uint16_t domid = create_domain(&m.dom0, 1);
         atomic_store(&l.found, false);
         atomic_store(&l.domid, domid);
         wait_until_set(&l.found);

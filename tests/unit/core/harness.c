@@ -169,6 +169,12 @@ static void e_unmap_code(struct domain *d, struct vcpu *curr, struct page_info *
     engine_calls.unmap_code++;
 }
 
+static void e_unmap_tables(struct domain *d, struct vcpu *curr, struct page_info *table, unsigned slot)
+{
+    (void)d, (void)curr, (void)table, (void)slot;
+    engine_calls.unmap_tables++;
+}
+
 static void e_frame_written(struct domain *d, struct vcpu *curr, struct page_info *pg)
 {
     (void)d, (void)curr;
@@ -190,6 +196,7 @@ const struct engine_ops dbt_engine = {
     .flush_page = e_flush_page,
     .revoke_frame = e_revoke_frame,
     .unmap_code = e_unmap_code,
+    .unmap_tables = e_unmap_tables,
     .frame_written = e_frame_written,
     .set_cr3 = e_set_cr3,
 };

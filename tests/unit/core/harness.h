@@ -25,7 +25,7 @@
 
 /* What the engine was told since engine_forget. */
 struct engine_calls {
-    unsigned flush_tlb, flush_page, revoke, revoke_all, unmap_code, frame_written, set_cr3;
+    unsigned flush_tlb, flush_page, revoke, revoke_all, unmap_code, unmap_tables, frame_written, set_cr3;
     uint64_t last_vaddr, last_root;
     struct vcpu *last_vcpu;
 };

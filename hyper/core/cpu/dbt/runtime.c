@@ -494,7 +494,7 @@ static void dbt_set_cr3(struct vcpu *v, bool user, uint64_t l4_gfn)
     mmu_flush_user_half(e);
     if (d->engine->kernel_low_code)
         jump_clear(e, 0);
-    uint64_t top = root ? *(uint64_t *)(root + 511 * 8) & PTE_ADDR : 0;
+    uint64_t top = root ? *(uint64_t *)(root + 511 * 8) & (PTE_ADDR | PTE_PRESENT) : 0;
     if (top != d->engine->top_l4_entry) { /* chains across pages rest on it */
         if (d->engine->top_l4_entry)
             block_unlink_all(d->engine);
@@ -549,10 +549,35 @@ static void dbt_revoke_frame(struct domain *d, struct vcpu *curr, struct page_in
 static void dbt_unmap_code(struct domain *d, struct vcpu *curr, struct page_info *pg)
 {
     (void)curr;
-    if (d->engine && !pg)
-        block_unlink_all(d->engine);
-    else if (d->engine && (pg->flags & PGC_code))
+    if (d->engine && (pg->flags & PGC_code))
         block_unlink_frame(d->engine, _mfn(pg - d->hv->frame_table));
+}
+
+/* The table that an entry names, or NULL. */
+static struct page_info *table_below(struct domain *d, uint64_t pte)
+{
+    mfn_t mfn = pte & PTE_PRESENT ? physmap_lookup(&d->physmap, pte_gfn(pte), NULL) : INVALID_MFN;
+    return mfn_eq(mfn, INVALID_MFN) ? NULL : frame_page(d->hv, mfn);
+}
+
+/* Does this slot of a table lead to the addresses where direct jumps cross pages? They are the last two slots of the L3 table
+ * under the last slot of L4. */
+static bool leads_to_chains(struct domain *d, struct page_info *table, unsigned slot)
+{
+    struct page_info *l3 = table_below(d, d->engine->top_l4_entry);
+    if (table->type == PGT_l4_page_table)
+        return slot == 511;
+    if (!l3 || table->type == PGT_l3_page_table)
+        return l3 && table == l3 && slot >= 510;
+    const uint64_t *entry = (const uint64_t *)frame_host(d->hv, _mfn(l3 - d->hv->frame_table));
+    return table == table_below(d, entry[510]) || table == table_below(d, entry[511]);
+}
+
+static void dbt_unmap_tables(struct domain *d, struct vcpu *curr, struct page_info *table, unsigned slot)
+{
+    (void)curr;
+    if (d->engine && leads_to_chains(d, table, slot))
+        block_unlink_all(d->engine);
 }
 
 static void dbt_frame_written(struct domain *d, struct vcpu *curr, struct page_info *pg)
@@ -668,6 +693,7 @@ const struct engine_ops dbt_engine = {
     .flush_page = dbt_flush_page,
     .revoke_frame = dbt_revoke_frame,
     .unmap_code = dbt_unmap_code,
+    .unmap_tables = dbt_unmap_tables,
     .frame_written = dbt_frame_written,
     .read = dbt_read,
     .write = dbt_write,
