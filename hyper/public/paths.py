@@ -72,10 +72,6 @@ class HostPaths:
         return self.runtime / "supervisor.lock"
 
     @property
-    def supervisor_pid(self) -> Path:
-        return self.runtime / "supervisor.pid"
-
-    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

@@ -40,7 +40,7 @@ struct program {
     uint32_t flags, status_mask;
     uint32_t last, unused;     /* offset after its last byte: functions lie behind the end */
 };
-struct rule { uint8_t window, perm; uint16_t page; };
+struct rule { uint8_t window, perm; uint16_t page, shown, unused; }; /* another page is shown in odd runs only */
 struct header { char magic[8]; uint32_t nr_programs, nr_resumes, nr_rules, code_bytes; };
 
 static struct {
@@ -74,6 +74,16 @@ static void load(const char *path)
     if (blob.header->code_bytes > CODE_PAGES * PAGE_SIZE)
         die("too much code");
 }
+
+enum mode { USER, KERNEL, KERNEL_HIGH };
+static const char *const mode_name[] = {"user", "kernel", "kernel-high"};
+
+static struct {
+    const struct program *program;
+    unsigned index, run, event;
+    enum mode mode;
+    uint16_t undefined; /* status flags that no instruction has defined since one left them undefined */
+} here;
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
@@ -150,11 +160,14 @@ static void load_code(void)
         write_code_page(n);
 }
 
-static void protect(int window, unsigned page, enum permission perm)
+static void show(int window, unsigned page, enum permission perm, unsigned shown)
 {
-    guest_protect(m, v, window, page, perm);
-    native_protect(window, page, perm);
+    guest_protect(m, v, window, page, perm, shown);
+    native_protect(window, page, perm, shown);
 }
+
+/* Keeps what the page shows. */
+static void protect(int window, unsigned page, enum permission perm) { show(window, page, perm, m->shown[window][page]); }
 
 static unsigned first_page(const struct program *p) { return p->entry / PAGE_SIZE; }
 static unsigned last_page(const struct program *p) { return (p->last - 1) / PAGE_SIZE; }
@@ -172,7 +185,7 @@ static void prepare_memory(const struct program *p)
         }
     for (unsigned k = 0; k < p->nr_rules; k++) {
         const struct rule *r = &blob.rule[p->first_rule + k];
-        protect(r->window, r->page, r->perm);
+        show(r->window, r->page, r->perm, here.run & 1 ? r->shown : r->page);
     }
 }
 
@@ -180,9 +193,9 @@ static void restore_permissions(const struct program *p)
 {
     for (int w = WINDOW_DATA; w <= WINDOW_STACK; w++)
         for (unsigned n = 0; n < windows[w].pages; n++)
-            protect(w, n, windows[w].usual);
+            show(w, n, windows[w].usual, n);
     for (unsigned n = first_page(p); n <= last_page(p); n++)
-        protect(WINDOW_CODE, n, windows[WINDOW_CODE].usual);
+        show(WINDOW_CODE, n, windows[WINDOW_CODE].usual, n);
 }
 
 /* ---- the two CPUs ----------------------------------------------------------------------------------------------- */
@@ -205,8 +218,6 @@ static void initial_state(struct cpu_image *c, const struct program *p)
         ((uint64_t *)(c->fx + 160))[k] = random_word();
 }
 
-enum mode { USER, KERNEL, KERNEL_HIGH };
-static const char *const mode_name[] = {"user", "kernel", "kernel-high"};
 
 static void guest_load(const struct cpu_image *c, enum mode mode)
 {
@@ -290,12 +301,6 @@ static void native_step(struct cpu_image *c, struct event *e, const struct progr
 /* ---- comparison ------------------------------------------------------------------------------------------------- */
 
 static struct { uint64_t programs, runs, events, instructions, mismatches; } totals;
-static struct {
-    const struct program *program;
-    unsigned index, run, event;
-    enum mode mode;
-    uint16_t undefined; /* status flags that no instruction has defined since one left them undefined */
-} here;
 
 static void mismatch(const char *what, uint64_t native, uint64_t translated)
 {
@@ -485,7 +490,7 @@ static bool compare_event(const struct cpu_image *at, const struct event *n, con
 static bool compare_all(const struct cpu_image *n, const struct event *ne, const struct cpu_image *g, const struct event *ge)
 {
     uint64_t flags = X86_DF | X86_AC | X86_ID | X86_NT;
-    if (ne->vector == EVENT_END || ne->vector == VECTOR_DEBUG)
+    if (ne->vector == EVENT_END || ne->vector == VECTOR_DEBUG || (n->rflags & X86_TF))
         flags |= here.program->status_mask & ~(uint64_t)here.undefined;
     return compare_event(n, ne, ge) & compare_registers(n, g) & compare("rflags", n->rflags & flags, g->rflags & flags) &
            compare_fpu(n->fx, g->fx) & compare_memory(here.program);

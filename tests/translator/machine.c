@@ -110,18 +110,19 @@ static uint64_t entry_value(int window, unsigned page, enum permission perm)
            (perm == PERM_RX || perm == PERM_RWX ? 0 : PTE_NX);
 }
 
-void guest_protect(struct machine *m, struct vcpu *curr, int window, unsigned page, enum permission perm)
+void guest_protect(struct machine *m, struct vcpu *curr, int window, unsigned page, enum permission perm, unsigned shown)
 {
-    uint64_t vaddr = windows[window].vaddr + page * PAGE_SIZE, value = entry_value(window, page, perm);
+    uint64_t vaddr = windows[window].vaddr + page * PAGE_SIZE, value = entry_value(window, shown, perm);
     struct domain *d = &m->domain;
-    if (m->now[window][page] == perm)
+    if (m->now[window][page] == perm && m->shown[window][page] == shown)
         return;
+    struct page_info *pg = guest_page_info(m, windows[window].pool, m->shown[window][page]);
     m->now[window][page] = perm;
+    m->shown[window][page] = shown;
     domain_lock(d, curr);
     atomic_store(entry_of(m, vaddr), value);
     atomic_store(entry_of(m, vaddr + HIGH_BASE), value);
     if (d->engine) {
-        struct page_info *pg = guest_page_info(m, windows[window].pool, page);
         engine()->unmap_code(d, curr, pg);
         engine()->flush_page(d, curr, NULL, vaddr);
         engine()->flush_page(d, curr, NULL, vaddr + HIGH_BASE);
@@ -177,7 +178,7 @@ struct machine *machine_create(unsigned nr_vcpus)
     create_memory(m);
     for (int w = 0; w < NR_WINDOWS; w++)
         for (unsigned k = 0; k < windows[w].pages; k++)
-            guest_protect(m, NULL, w, k, windows[w].usual);
+            guest_protect(m, NULL, w, k, windows[w].usual, k);
     if (engine()->machine_init(&m->hv) || engine()->domain_create(d))
         die("no engine");
     for (unsigned k = 0; k < nr_vcpus; k++) {

@@ -33,6 +33,7 @@ struct machine {
     uint64_t next_frame;      /* page tables are taken from the end of the bank */
     uint64_t root_gfn, high_root_gfn;
     enum permission now[NR_WINDOWS][CODE_PAGES];
+    uint16_t shown[NR_WINDOWS][CODE_PAGES]; /* page of the pool */
 };
 
 /* Ends the process with a message when something of the test itself fails. */
@@ -43,8 +44,9 @@ void machine_destroy(struct machine *m);
 /* The host's address of page n of a pool. */
 uint8_t *guest_page(struct machine *m, enum pool pool, unsigned n);
 struct page_info *guest_page_info(struct machine *m, enum pool pool, unsigned n);
-/* Changes a mapping as a hypervisor would: the entry, then the TLBs and jumps that rested on the old one. */
-void guest_protect(struct machine *m, struct vcpu *curr, int window, unsigned page, enum permission perm);
+/* Changes a mapping as a hypervisor would: the entry, then the TLBs and jumps that rested on the old one. The page shows
+ * page `shown` of the window's pool. */
+void guest_protect(struct machine *m, struct vcpu *curr, int window, unsigned page, enum permission perm, unsigned shown);
 /* Tells the engine that a page was written from outside. */
 void guest_page_written(struct machine *m, struct vcpu *curr, enum pool pool, unsigned n);
 

@@ -20,6 +20,7 @@
 #define ALTERNATE_STACK (512u << 10)
 
 static uint8_t *memory; /* all pools */
+static int memory_fd;
 static uint64_t host_fs;
 static struct cpu_image *current;
 static struct event *current_event;
@@ -140,19 +141,25 @@ static int protection(enum permission p)
 }
 
 static enum permission now[NR_WINDOWS][CODE_PAGES];
+static uint16_t shown_now[NR_WINDOWS][CODE_PAGES];
 
-void native_protect(int window, unsigned page, enum permission perm)
+void native_protect(int window, unsigned page, enum permission perm, unsigned shown)
 {
-    if (now[window][page] == perm)
-        return;
-    now[window][page] = perm;
-    if (mprotect((void *)(windows[window].vaddr + page * PAGE_SIZE), PAGE_SIZE, protection(perm)))
+    void *at = (void *)(windows[window].vaddr + page * PAGE_SIZE);
+    if (shown_now[window][page] != shown) {
+        uint64_t offset = (pool_start(windows[window].pool) + shown) * PAGE_SIZE;
+        if (mmap(at, PAGE_SIZE, protection(perm), MAP_SHARED | MAP_FIXED | MAP_POPULATE, memory_fd, offset) != at)
+            die("mmap: %s", strerror(errno));
+    } else if (now[window][page] != perm && mprotect(at, PAGE_SIZE, protection(perm))) {
         die("mprotect: %s", strerror(errno));
+    }
+    now[window][page] = perm;
+    shown_now[window][page] = shown;
 }
 
 static void map_windows(void)
 {
-    int fd = memfd_create("native", MFD_CLOEXEC);
+    int fd = memory_fd = memfd_create("native", MFD_CLOEXEC);
     size_t bytes = POOL_PAGES * PAGE_SIZE;
     if (fd < 0 || ftruncate(fd, bytes))
         die("no memory for the native run");
@@ -167,9 +174,8 @@ static void map_windows(void)
         if (p != at)
             die("%p is taken", at);
         for (unsigned k = 0; k < windows[w].pages; k++)
-            now[w][k] = windows[w].usual;
+            now[w][k] = windows[w].usual, shown_now[w][k] = k;
     }
-    close(fd);
 }
 
 void native_init(struct machine *m)

@@ -19,7 +19,7 @@ enum { VECTOR_DIVIDE = 0, VECTOR_DEBUG = 1, VECTOR_BREAKPOINT = 3, VECTOR_INVALI
 /* After the engine has installed its handlers: ours must look first, with the guest's fs base in place. */
 void native_init(struct machine *m);
 uint8_t *native_page(enum pool pool, unsigned n);
-void native_protect(int window, unsigned page, enum permission perm);
+void native_protect(int window, unsigned page, enum permission perm, unsigned shown);
 extern volatile uint8_t native_active;
 /* Runs from c until a fault or trap; c is the state there. */
 void native_run(struct cpu_image *c, struct event *e);

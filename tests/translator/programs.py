@@ -38,7 +38,7 @@ class Program:
     atoms: list[Atom]
     functions: list[list[Atom]] = field(default_factory=list)
     flags: int = 0
-    rules: list[tuple[int, int, int]] = field(default_factory=list)  # window, page, permission
+    rules: list[tuple[int, int, int, int]] = field(default_factory=list)  # window, page, permission, page shown in odd runs
     align: int = 1
 
 
@@ -937,6 +937,15 @@ class Generator:
         skip = self.label()
         return [*store, f"jmp {skip}", ".skip 64, 0xcc", ".balign 16, 0xcc", f"{place}:", ".skip 576, 0x90", f"{skip}:"]
 
+    def patched_straddle(self) -> Atom:
+        """An instruction over a page end changes in its second half, which no other code shares a page with."""
+        function, go, r = self.label(), self.label(), self.rng.choice((0, 1, 2, 3, 6, 7))
+        cut = self.rng.randint(1, 4)
+        part = f"{function}+{self.rng.randint(cut, 4)}"
+        calls = [f"call {function}", *self.patch(part, 1, str(self.imm(1))), f"call {function}"]
+        return [f"jmp {go}", ".balign 4096, 0xcc", f".skip {PAGE - cut}, 0xcc", f"{function}:", f"mov $7, {reg(r, 4)}", "ret",
+                ".balign 4096, 0xcc", f"{go}:", *calls]  # fmt: skip
+
     def crossing_store(self) -> Atom:
         """Over the end of a page, code on both sides."""
         edge, go, s = self.label(), self.label(), self.rng.choice((2, 4, 8))
@@ -979,7 +988,7 @@ class Generator:
 
 
 NUMBER = {reg(n, 8): n for n in range(16)}
-NOT_SIMPLE = {"skip", "either", "repeat", "far_away", "call", "loop_instruction", "fpu_image", "patched_function", "patched_loop",
+NOT_SIMPLE = {"skip", "either", "repeat", "far_away", "call", "loop_instruction", "fpu_image", "patched_function", "patched_loop", "patched_straddle",
               "stored_beside", "crossing_store", "generated"}  # fmt: skip
 
 SSE_PACKED = """addps subps mulps divps minps maxps sqrtps rcpps rsqrtps andps andnps orps xorps unpcklps unpckhps
@@ -1031,7 +1040,7 @@ SSE_KINDS = [(6, "sse_packed"), (4, "sse_scalar"), (3, "sse_imm"), (1, "sse_shif
 X87_KINDS = [(10, "x87"), (1, "x87_control"), (1, "fpu_image"), (2, "mmx")]
 FAULTS = [(3, "divide_error"), (2, "misaligned"), (2, "simd_exception"), (1, "bad_mxcsr"), (2, "x87_exception"), (1, "undefined"),
           (2, "privileged"), (3, "not_canonical"), (1, "not_canonical_stack"), (3, "wild"), (2, "write_read_only"), (1, "not_executable")]  # fmt: skip
-SELF_MODIFYING = [(4, "patched_immediate"), (3, "patched_opcode"), (2, "patched_jump"), (3, "patched_loop"), (3, "patched_function"),
+SELF_MODIFYING = [(4, "patched_immediate"), (3, "patched_opcode"), (2, "patched_jump"), (3, "patched_loop"), (3, "patched_function"), (1, "patched_straddle"),
                   (5, "stored_beside"), (1, "crossing_store"), (3, "generated")]  # fmt: skip
 
 Kinds = list[tuple[int, str]]
@@ -1051,6 +1060,7 @@ PROFILES: dict[str, Kinds] = {
     "mixed": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *scaled(2, CONTROL), *STRINGS, *SSE_KINDS, *X87_KINDS],
     "self-modifying": [*INTEGER, *STACK_KINDS, *CONTROL, *scaled(4, SELF_MODIFYING)],
     "traced": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *scaled(2, CONTROL), *STRINGS, *SSE_KINDS],
+    "traced-faults": [*scaled(2, INTEGER), *STACK_KINDS, *SSE_KINDS, *FAULTS, (20, "divide_error")],
     "straight-faults": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *STRINGS, *SSE_KINDS, *X87_KINDS, *scaled(3, FAULTS)],
     "faults": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *CONTROL, *STRINGS, *SSE_KINDS, *X87_KINDS, *scaled(3, FAULTS)],
 }
@@ -1063,7 +1073,7 @@ def generate(profile: str, seed: int) -> Program:
     program = generator.program(generator.rng.randint(4, 30))
     if faulting:
         program.rules = [
-            (window, page, generator.rng.choice((PERM_NONE, PERM_NONE, PERM_R, PERM_RW)))
+            (window, page, generator.rng.choice((PERM_NONE, PERM_NONE, PERM_R, PERM_RW)), page)
             for window in (WINDOW_DATA, WINDOW_DATA_HIGH)
             for page in range(7, 11)
         ]

@@ -90,11 +90,11 @@ def pack(programs: Sequence[Program], table: Iterable[int], code: bytes) -> byte
     for p in programs:
         entry, end, last = (next(words) - CODE_START for _ in range(3))
         points = [w - CODE_START for w in iter(lambda: next(words), 0)]
-        records += struct.pack("<Q10I", p.seed & (1 << 64) - 1, entry, end, len(resumes) // 4, len(points), len(rules) // 4,
+        records += struct.pack("<Q10I", p.seed & (1 << 64) - 1, entry, end, len(resumes) // 4, len(points), len(rules) // 8,
                                len(p.rules), p.flags, ALL_FLAGS_BUT_AF, last, 0)  # fmt: skip
         resumes += struct.pack(f"<{len(points)}I", *points)
-        rules += b"".join(struct.pack("<BBH", window, perm, page) for window, page, perm in p.rules)
-    header = struct.pack("<8s4I", b"UMXPROG1", len(programs), len(resumes) // 4, len(rules) // 4, len(code))
+        rules += b"".join(struct.pack("<BBHHH", window, perm, page, shown, 0) for window, page, perm, shown in p.rules)
+    header = struct.pack("<8s4I", b"UMXPROG1", len(programs), len(resumes) // 4, len(rules) // 8, len(code))
     return header + records + resumes + rules + code
 
 

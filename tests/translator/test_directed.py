@@ -15,6 +15,7 @@ from tests.translator.programs import (
     PAGE,
     PERM_NONE,
     PERM_R,
+    PERM_RX,
     PERM_RWX,
     SCRATCH,
     STACK,
@@ -86,9 +87,22 @@ def test_code_that_runs_into_a_missing_page(checker: Checker) -> None:
     for cut in range(1, 12):
         straddling = Program(10 + cut, [[f"jmp 1f; .balign 4096, 0xcc; .skip {PAGE - cut}, 0xcc; 1: movabs $0x1122334455667788, %r10"],
                                         ["add %r10, %r11"], ["mov %r11, %r15"]], align=PAGE,
-                             rules=[(WINDOW_CODE, 2, PERM_NONE)])  # fmt: skip
+                             rules=[(WINDOW_CODE, 2, PERM_NONE, 2)])  # fmt: skip
         totals = checker.check([straddling])
         assert totals["events"] > totals["runs"]
+
+
+def test_code_pages_change_places(checker: Checker) -> None:
+    """Page 1 of the code shows page 2 in every other run: jumps and calls into it, and an instruction across its start, go
+    where the page tables say."""
+    pages = "; ".join(f"{k}: .byte {k}, 0, 0, 0; {k}{k}: add ${k}, %r11d; ret; .balign 4096, 0xcc" for k in (1, 2))
+    text = f"""mov $3, %ecx; 4: call 11f; dec %ecx; jnz 4b; call 8f; jmp 9f
+        .balign 4096, 0xcc; .skip {PAGE - 6}, 0xcc; 8: jmp 7f; 7: .byte 0xb8
+        {pages}
+        9: mov %eax, %r15d"""
+    # 7 is `mov $imm32, %eax` whose operand lies in the next page; there it goes on with the addition.
+    checker.check([Program(60, lines(text.replace("jmp 7f; 7:", "nop; nop; nop; nop; nop;")), align=PAGE,
+                           rules=[(WINDOW_CODE, 2, PERM_RX, 3)])])  # fmt: skip
 
 
 def test_data_beside_code(checker: Checker) -> None:
@@ -103,7 +117,7 @@ def test_data_beside_code(checker: Checker) -> None:
 def test_writable_and_executable_at_once(checker: Checker) -> None:
     """Code in a data page that is made executable, called through another window's address."""
     body = "movl $0xc0ff41c3, 1f; jmp 2f; .balign 8; 1: .skip 8; 2: movl $0xc3c0ff41, 1b(%rip); call 1b; call 1b; movl $0xc3c8ff41, 1b(%rip); call 1b"
-    program = Program(7, lines(body), flags=WRITES_CODE, align=PAGE, rules=[(WINDOW_CODE, 0, PERM_RWX)])
+    program = Program(7, lines(body), flags=WRITES_CODE, align=PAGE, rules=[(WINDOW_CODE, 0, PERM_RWX, 0)])
     checker.check([program])
 
 
@@ -124,7 +138,7 @@ def test_read_modify_write_faults_before_it_changes_anything(checker: Checker) -
             at = DATA + 8 * PAGE - 1 - k % 3
             text = operation.strip().replace("M", f"{at:#x}").replace("not ", "notq ")
             atoms = [[text if "%mm1" not in text else f"nop; {text}"], [f"mov {at - 16:#x}, %r8"]]
-            programs.append(Program(1000 * n + k, atoms, rules=[(WINDOW_DATA, 8, permission)]))
+            programs.append(Program(1000 * n + k, atoms, rules=[(WINDOW_DATA, 8, permission, 8)]))
     checker.check(programs)
 
 
@@ -138,9 +152,9 @@ def test_groups_of_pushes_and_pops_at_page_ends(checker: Checker) -> None:
                 runs = ["push %r10; push %rsp; push %r15; push %rbp; push %rax".split("; ")[k % 5] for k in range(pushes)]
                 pops = ["pop %r11; pop %rbx; pop %r15; pop %rdi".split("; ")[k % 4] for k in range(pushes)]
                 atoms = [[f"mov ${top:#x}, %rsp", *runs], ["mov %rsp, %rcx", *pops], [f"mov ${STACK + PAGE:#x}, %rsp"]]
-                programs.append(Program(len(programs), atoms, rules=[(WINDOW_DATA, 6, PERM_NONE)]))
+                programs.append(Program(len(programs), atoms, rules=[(WINDOW_DATA, 6, PERM_NONE, 6)]))
                 atoms = [[f"mov ${top - 16 * slots:#x}, %rsp", *pops, "mov %rsp, %rcx"], [f"mov ${STACK + PAGE:#x}, %rsp"]]
-                programs.append(Program(len(programs), atoms, rules=[(WINDOW_DATA, 7, PERM_NONE)]))
+                programs.append(Program(len(programs), atoms, rules=[(WINDOW_DATA, 7, PERM_NONE, 7)]))
     checker.check(programs)
 
 

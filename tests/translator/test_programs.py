@@ -26,6 +26,11 @@ def test_each_step(checker: Checker) -> None:
     checker(lambda seed: generate("traced", seed), 60, "--trace", "--runs", "2")
 
 
+def test_flags_at_each_fault(checker: Checker) -> None:
+    """The same with faults in between: the flags that the fault's frame shows are right, too."""
+    checker(lambda seed: generate("traced-faults", seed), 60, "--trace", "--runs", "2")
+
+
 @pytest.mark.parametrize("profile", ["control", "strings", "mixed", "faults", "straight-faults", "self-modifying"])
 def test_disturbed_by_others(checker: Checker, profile: str) -> None:
     """Whenever the vCPU asks for the domain lock, somebody may have flushed its TLB, killed its code or kicked it."""
