@@ -162,7 +162,10 @@ static void load_code(void)
 
 static void show(int window, unsigned page, enum permission perm, unsigned shown)
 {
-    guest_protect(m, v, window, page, perm, shown);
+    if (m->shown[window][page] != shown && (here.program->flags & PROGRAM_NOT_HIGH))
+        guest_switch(m, v, window, page, perm, shown);
+    else
+        guest_protect(m, v, window, page, perm, shown);
     native_protect(window, page, perm, shown);
 }
 
@@ -498,9 +501,26 @@ static bool compare_all(const struct cpu_image *n, const struct event *ne, const
 
 /* ---- a run ------------------------------------------------------------------------------------------------------ */
 
-/* Makes the page accessible as the access wants it. False: not ours, or code that the program may not write. */
-static bool repair(const struct event *e, uint64_t cr2)
+/* Masks and clears the exception, and lets the instruction run again. */
+static bool repair_fpu(struct cpu_image *n, struct cpu_image *g, unsigned vector)
 {
+    struct cpu_image *both[2] = {n, g};
+    for (unsigned k = 0; k < 2; k++) {
+        if (vector == VECTOR_SIMD)
+            *(uint32_t *)(both[k]->fx + 24) = 0x1f80;
+        else
+            *(uint16_t *)(both[k]->fx + 2) &= 0x7f00;
+    }
+    engine()->set_fpu(v, g->fx);
+    return true;
+}
+
+/* Makes the page accessible as the access wants it. False: not ours, or code that the program may not write. */
+static bool repair(struct cpu_image *n, struct cpu_image *g, const struct event *e)
+{
+    uint64_t cr2 = e->cr2;
+    if (e->vector == VECTOR_SIMD || e->vector == VECTOR_X87)
+        return repair_fpu(n, g, e->vector);
     unsigned page;
     int w = window_of(cr2, &page);
     if (e->vector != VECTOR_PAGE_FAULT || w < 0)
@@ -550,7 +570,7 @@ static bool lockstep(struct cpu_image *n)
             return false;
         if (ne.vector == EVENT_END)
             return true;
-        if (ne.vector != VECTOR_DEBUG && !repair(&ne, ne.cr2))
+        if (ne.vector != VECTOR_DEBUG && !repair(n, &g, &ne))
             resume(n);
     }
     return true;
@@ -571,6 +591,7 @@ static void run_once(const struct program *p)
 {
     struct cpu_image state;
     random_state = p->seed + here.run * 1000003ull;
+    engine()->set_mode(v, false); /* where a guest changes its tables */
     prepare_memory(p);
     initial_state(&state, p);
     guest_load(&state, here.mode);

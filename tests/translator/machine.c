@@ -130,6 +130,18 @@ void guest_protect(struct machine *m, struct vcpu *curr, int window, unsigned pa
     domain_unlock(d, curr);
 }
 
+void guest_switch(struct machine *m, struct vcpu *curr, int window, unsigned page, enum permission perm, unsigned shown)
+{
+    uint64_t other = m->other_root_gfn;
+    m->now[window][page] = perm;
+    m->shown[window][page] = shown;
+    atomic_store(entry_of(m, windows[window].vaddr + page * PAGE_SIZE), entry_value(window, shown, perm));
+    m->other_root_gfn = m->root_gfn;
+    m->root_gfn = other;
+    engine()->set_cr3(curr, false, other);
+    engine()->set_cr3(curr, true, other);
+}
+
 void guest_page_written(struct machine *m, struct vcpu *curr, enum pool pool, unsigned n)
 {
     struct page_info *pg = guest_page_info(m, pool, n);
@@ -163,6 +175,7 @@ static void create_memory(struct machine *m)
     }
     m->next_frame = NR_FRAMES;
     m->root_gfn = new_table(m);
+    m->other_root_gfn = new_table(m);
 }
 
 struct machine *machine_create(unsigned nr_vcpus)
@@ -179,6 +192,7 @@ struct machine *machine_create(unsigned nr_vcpus)
     for (int w = 0; w < NR_WINDOWS; w++)
         for (unsigned k = 0; k < windows[w].pages; k++)
             guest_protect(m, NULL, w, k, windows[w].usual, k);
+    memcpy(table_at(m, m->other_root_gfn), table_at(m, m->root_gfn), PAGE_SIZE);
     if (engine()->machine_init(&m->hv) || engine()->domain_create(d))
         die("no engine");
     for (unsigned k = 0; k < nr_vcpus; k++) {

@@ -31,7 +31,7 @@ struct machine {
     struct domain domain;
     struct vcpu vcpu[MAX_VCPUS_HERE];
     uint64_t next_frame;      /* page tables are taken from the end of the bank */
-    uint64_t root_gfn, high_root_gfn;
+    uint64_t root_gfn, other_root_gfn; /* two top tables over the same others */
     enum permission now[NR_WINDOWS][CODE_PAGES];
     uint16_t shown[NR_WINDOWS][CODE_PAGES]; /* page of the pool */
 };
@@ -47,6 +47,8 @@ struct page_info *guest_page_info(struct machine *m, enum pool pool, unsigned n)
 /* Changes a mapping as a hypervisor would: the entry, then the TLBs and jumps that rested on the old one. The page shows
  * page `shown` of the window's pool. */
 void guest_protect(struct machine *m, struct vcpu *curr, int window, unsigned page, enum permission perm, unsigned shown);
+/* The same at the windows' low addresses only, as a switch to another address space: the engine hears of new roots. */
+void guest_switch(struct machine *m, struct vcpu *curr, int window, unsigned page, enum permission perm, unsigned shown);
 /* Tells the engine that a page was written from outside. */
 void guest_page_written(struct machine *m, struct vcpu *curr, enum pool pool, unsigned n);
 

@@ -82,7 +82,7 @@ __attribute__((no_sanitize("address", "undefined"))) static bool is_own_step(con
     if (rip - (uint64_t)native_enter < (uint64_t)native_leave - (uint64_t)native_enter)
         return true;
     bool arrived = rip == native_target;
-    native_target = 0;
+    native_target = 1;
     return arrived;
 }
 

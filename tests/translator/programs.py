@@ -940,6 +940,12 @@ class Generator:
     def patched_straddle(self) -> Atom:
         """An instruction over a page end changes in its second half, which no other code shares a page with."""
         function, go, r = self.label(), self.label(), self.rng.choice((0, 1, 2, 3, 6, 7))
+        if self.chance(0.5):
+            one, two = self.label(), self.label()
+            calls = [f"call {function}", *self.patch(f"{function}+1", 4, f"({two}-{function}-5)"), f"call {function}"]
+            return [f"jmp {go}", f"{one}:", "add $3, %r10d", "ret", f"{two}:", "sub $9, %r11d", "ret", ".balign 4096, 0xcc",
+                    f".skip {PAGE - 1}, 0xcc", f"{function}:", f".byte 0xe9; .long {one}-{function}-5", ".balign 4096, 0xcc",
+                    f"{go}:", *calls]  # fmt: skip
         cut = self.rng.randint(1, 4)
         part = f"{function}+{self.rng.randint(cut, 4)}"
         calls = [f"call {function}", *self.patch(part, 1, str(self.imm(1))), f"call {function}"]

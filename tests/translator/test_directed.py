@@ -96,13 +96,31 @@ def test_code_pages_change_places(checker: Checker) -> None:
     """Page 1 of the code shows page 2 in every other run: jumps and calls into it, and an instruction across its start, go
     where the page tables say."""
     pages = "; ".join(f"{k}: .byte {k}, 0, 0, 0; {k}{k}: add ${k}, %r11d; ret; .balign 4096, 0xcc" for k in (1, 2))
-    text = f"""mov $3, %ecx; 4: call 11f; dec %ecx; jnz 4b; call 8f; jmp 9f
-        .balign 4096, 0xcc; .skip {PAGE - 6}, 0xcc; 8: jmp 7f; 7: .byte 0xb8
-        {pages}
-        9: mov %eax, %r15d"""
-    # 7 is `mov $imm32, %eax` whose operand lies in the next page; there it goes on with the addition.
-    checker.check([Program(60, lines(text.replace("jmp 7f; 7:", "nop; nop; nop; nop; nop;")), align=PAGE,
-                           rules=[(WINDOW_CODE, 2, PERM_RX, 3)])])  # fmt: skip
+    programs = []
+    for before in ("nop; nop; nop; nop; nop", "jmp 7f; nop; nop; nop"):
+        # Then `mov $imm32, %eax` whose operand lies in the next page; there it goes on with the addition.
+        text = f"""mov $3, %ecx; 4: call 11f; call 8f; dec %ecx; jnz 4b; jmp 9f
+            .balign 4096, 0xcc; .skip {PAGE - 6}, 0xcc; 8: {before}; 7: .byte 0xb8
+            {pages}
+            9: mov %eax, %r15d"""
+        for flags in (0, NOT_HIGH):  # by changing an entry; by switching to another tree
+            programs.append(Program(60 + len(programs), lines(text), align=PAGE, flags=flags))
+    for program in programs:
+        program.rules = [(WINDOW_CODE, 2, PERM_RX, 3)]
+        checker.check([program])
+
+
+def test_flags_survive_a_repaired_exception(checker: Checker) -> None:
+    """#XM and #MF between an instruction that sets flags and one that reads them; the handler masks and returns."""
+    at = SCRATCH + 1536
+    readers = ("lahf; seto %al", "jc 1f; inc %r15d; 1:", "setle %r10b", "adc %rcx, %rdx", "pushfq; pop %r11")
+    programs = []
+    for k, reader in enumerate(readers):
+        simd = f"movl $0x1f00, {at:#x}; ldmxcsr {at:#x}; pxor %xmm1, %xmm1; cmp %r8b, %bl; divps %xmm1, %xmm1; {reader}; cmp %al, %al"
+        x87 = (f"fninit; movw $0x340, {at:#x}; fldcw {at:#x}; fldz; fldz; fdivp; cmp %r8w, %bx; fwait; {reader}; cmp %al, %al")
+        programs += [Program(2 * k, lines(simd)), Program(2 * k + 1, lines(x87))]
+    totals = checker.check(programs)
+    assert totals["events"] > totals["runs"]
 
 
 def test_data_beside_code(checker: Checker) -> None:

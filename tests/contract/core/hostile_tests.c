@@ -34,21 +34,27 @@ static void *look_up(void *data)
 static void lookups_of_a_domain_being_freed(void)
 {
     struct machine m;
-    struct looker l = {0};
-    pthread_t thread;
+    struct looker l[2] = {0}; /* when one drops the last reference, the other may still find the domain */
+    pthread_t thread[2];
     machine_start(&m, 1);
-    process_start(&l.process, m.hv);
-    CHECK(!pthread_create(&thread, NULL, look_up, &l));
-    for (int i = 0; i < 300; i++) {
+    for (int k = 0; k < 2; k++) {
+        process_start(&l[k].process, m.hv);
+        CHECK(!pthread_create(&thread[k], NULL, look_up, &l[k]));
+    }
+    for (int i = 0; i < 200; i++) {
         uint16_t domid = create_domain(&m.dom0, 1);
-        atomic_store(&l.found, false);
-        atomic_store(&l.domid, domid);
-        wait_until_set(&l.found);
+        for (int k = 0; k < 2; k++) {
+            atomic_store(&l[k].found, false);
+            atomic_store(&l[k].domid, domid);
+            wait_until_set(&l[k].found);
+        }
         destroy_domain(&m.dom0, domid);
     }
-    atomic_store(&l.stop, true);
-    pthread_join(thread, NULL);
-    process_end(&l.process);
+    for (int k = 0; k < 2; k++) {
+        atomic_store(&l[k].stop, true);
+        pthread_join(thread[k], NULL);
+        process_end(&l[k].process);
+    }
     machine_end(&m);
 }
 
@@ -189,7 +195,7 @@ static void unmap_of_a_high_level_entry(void)
 
 /* ---- a polled port that changes --------------------------------------------------------------------------------- */
 
-#define POLLS 1000u
+#define POLLS 10000u
 
 struct poll_data { struct sched_poll poll; _Atomic uint32_t port, polls; _Atomic bool done; };
 

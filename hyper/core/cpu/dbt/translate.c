@@ -290,9 +290,16 @@ static void emit_jump_indirect(struct translator *t, bool call)
     emit4(m, OFFSET(jump) + t->user * JUMP_ENTRIES * 8);
 }
 
+/* Code whose every change of a mapping passes through unmap_code. */
+static bool in_kernel_image(const struct translator *t) { return !t->user && t->b->pc >= CHAIN_START; }
+
+/* Elsewhere the next page may be another one in the next address space: not into it, and not to an instruction that may
+ * reach into it. */
 static bool may_chain(const struct translator *t, uint64_t pc)
 {
-    return page_of(pc) == page_of(t->b->pc) || (!t->user && pc >= CHAIN_START && t->b->pc >= CHAIN_START);
+    if (in_kernel_image(t) && pc >= CHAIN_START)
+        return true;
+    return page_of(pc) == page_of(t->b->pc) && (pc & ~PAGE_MASK) <= PAGE_SIZE - INSN_MAX_BYTES;
 }
 
 static void emit_link_stubs(struct translator *t)
@@ -1002,7 +1009,9 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
         unsigned offset = q & ~PAGE_MASK, here = PAGE_SIZE - offset;
         memcpy(bytes, t->page + offset, here < INSN_MAX_BYTES ? here : INSN_MAX_BYTES);
         decode(&insns[n], bytes, q);
-        if (insns[n].length > here) { /* straddles: only as the last, and alone when the next page is missing */
+        if (insns[n].length > here) { /* straddles: only as the last; alone where that may be another page tomorrow */
+            if (n && !in_kernel_image(t))
+                break;
             mfn_t next = mmu_fetch_frame(t->e, t->page_vaddr + PAGE_SIZE);
             if (mfn_eq(next, INVALID_MFN))
                 break;
