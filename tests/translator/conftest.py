@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.translator import runner
+from tests.translator.atoms.base import Program
 from tests.translator.decoder import Decoder
-from tests.translator.programs import Program
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 SCALE = {"default": 1, "ci": 5}.get(PROFILE, 10)

@@ -38,10 +38,23 @@ class Decoder:
 
     def __init__(self, folder: Path) -> None:
         library = folder / "decoder.so"
-        command = ["gcc", "-g", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-shared", "-fPIC", "-fno-strict-aliasing"]
+        command = [
+            "gcc",
+            "-g",
+            "-O1",
+            "-std=gnu11",
+            "-Wall",
+            "-Wextra",
+            "-shared",
+            "-fPIC",
+            "-fno-strict-aliasing",
+        ]
         for path in (CORE, CORE.parent / "public"):
             command += ["-iquote", str(path)]
-        subprocess.run([*command, str(HERE / "decode_shim.c"), str(CORE / "cpu" / "decode.c"), "-o", str(library)], check=True)
+        subprocess.run(
+            [*command, str(HERE / "decode_shim.c"), str(CORE / "cpu" / "decode.c"), "-o", str(library)],
+            check=True,
+        )
         self.library = ctypes.CDLL(str(library))
         self.kinds = kinds()
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 
+from tests.translator.atoms.base import DATA, FS_BASE, GS_BASE, NOT_HIGH, PAGE, RSP, STACK, Atom, Program, reg
 from tests.translator.decoder import Decoded, Decoder
-from tests.translator.programs import DATA, FS_BASE, GS_BASE, NOT_HIGH, PAGE, RSP, STACK, Atom, Program, reg
 
 PREFIXES = (0x66, 0x66, 0xF2, 0xF3, 0xF0, 0x67, 0x64, 0x65, 0x2E, 0x40, 0x48)
 HARMLESS = {
@@ -83,5 +83,7 @@ def random_encodings(seed: int, decoder: Decoder, count: int) -> Program:
     atoms: list[Atom] = []
     while len(atoms) < count:
         raw = [random_bytes(rng) for _ in range(4 * count)]
-        atoms += [atom(rng, decoder, r, d) for r, d in zip(raw, decoder.decode(raw)) if is_harmless(decoder, d)]
+        atoms += [
+            atom(rng, decoder, r, d) for r, d in zip(raw, decoder.decode(raw)) if is_harmless(decoder, d)
+        ]
     return Program(seed, atoms[:count], flags=NOT_HIGH)

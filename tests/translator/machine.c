@@ -26,7 +26,7 @@ const struct window windows[NR_WINDOWS] = {
 /* The same windows once more in the kernel's high part, for guest kernel mode. */
 #define HIGH_BASE 0xffffffff80000000ull
 
-static const unsigned pool_pages[NR_POOLS] = {CODE_PAGES, DATA_PAGES, STACK_PAGES, BIG_PAGES};
+static const unsigned pool_pages[NR_POOLS] = {CODE_PAGES, DATA_PAGES * MAX_VCPUS_HERE, STACK_PAGES * MAX_VCPUS_HERE, BIG_PAGES};
 
 _Noreturn void die(const char *format, ...)
 {
@@ -89,9 +89,9 @@ static uint64_t *table_at(struct machine *m, uint64_t gfn)
 }
 
 /* The level 1 entry of an address; tables are made on the way. */
-static _Atomic uint64_t *entry_of(struct machine *m, uint64_t vaddr)
+static _Atomic uint64_t *entry_in(struct machine *m, uint64_t root_gfn, uint64_t vaddr)
 {
-    uint64_t *table = table_at(m, m->root_gfn);
+    uint64_t *table = table_at(m, root_gfn);
     for (int level = 3; level; level--) {
         uint64_t *e = &table[vaddr >> (PAGE_SHIFT + 9 * level) & 511];
         if (!*e)
@@ -100,6 +100,8 @@ static _Atomic uint64_t *entry_of(struct machine *m, uint64_t vaddr)
     }
     return (_Atomic uint64_t *)&table[vaddr >> PAGE_SHIFT & 511];
 }
+
+static _Atomic uint64_t *entry_of(struct machine *m, uint64_t vaddr) { return entry_in(m, m->root_gfn, vaddr); }
 
 static uint64_t entry_value(int window, unsigned page, enum permission perm)
 {
@@ -178,6 +180,19 @@ static void create_memory(struct machine *m)
     m->other_root_gfn = new_table(m);
 }
 
+/* The address space of another vCPU: the same windows, but data and stack of its own. */
+static uint64_t make_root(struct machine *m, unsigned id)
+{
+    uint64_t root_gfn = new_table(m);
+    for (int w = 0; w < NR_WINDOWS; w++)
+        for (unsigned k = 0; k < windows[w].pages; k++) {
+            bool own = windows[w].pool == POOL_DATA || windows[w].pool == POOL_STACK;
+            atomic_store(entry_in(m, root_gfn, windows[w].vaddr + k * PAGE_SIZE),
+                         entry_value(w, k + (own ? id * windows[w].pages : 0), windows[w].usual));
+        }
+    return root_gfn;
+}
+
 struct machine *machine_create(unsigned nr_vcpus)
 {
     struct machine *m = calloc(1, sizeof(*m));
@@ -202,8 +217,9 @@ struct machine *machine_create(unsigned nr_vcpus)
         d->vcpu[k] = v;
         if (engine()->vcpu_create(v))
             die("no vCPU");
-        engine()->set_cr3(v, false, m->root_gfn);
-        engine()->set_cr3(v, true, m->root_gfn);
+        uint64_t root_gfn = k ? make_root(m, k) : m->root_gfn;
+        engine()->set_cr3(v, false, root_gfn);
+        engine()->set_cr3(v, true, root_gfn);
     }
     return m;
 }

@@ -13,7 +13,8 @@ enum pool { POOL_CODE, POOL_DATA, POOL_STACK, POOL_BIG, NR_POOLS };
 #define DATA_PAGES 12u
 #define STACK_PAGES 4u
 #define BIG_PAGES 512u
-#define POOL_PAGES (CODE_PAGES + DATA_PAGES + STACK_PAGES + BIG_PAGES)
+#define MAX_VCPUS_HERE 2 /* each has data and stack of its own */
+#define POOL_PAGES (CODE_PAGES + (DATA_PAGES + STACK_PAGES) * MAX_VCPUS_HERE + BIG_PAGES)
 
 enum permission { PERM_NONE, PERM_R, PERM_RW, PERM_RX, PERM_RWX };
 
@@ -25,7 +26,6 @@ unsigned pool_start(enum pool p);
 /* The window with this address, and the page's number inside it; -1: none. */
 int window_of(uint64_t vaddr, unsigned *page);
 
-#define MAX_VCPUS_HERE 2
 struct machine {
     struct hv hv;
     struct domain domain;

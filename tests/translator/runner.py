@@ -13,18 +13,29 @@ from typing import Any
 
 from elftools.elf.elffile import ELFFile
 
-from tests.translator.programs import ALL_FLAGS_BUT_AF, DATA, RESUME, Program
+from tests.translator.atoms.base import ALL_FLAGS_BUT_AF, DATA, RESUME, Program
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent.parent / "hyper" / "core"
-SOURCES = [HERE / "harness.c", HERE / "machine.c", HERE / "native.c", CORE / "cpu" / "decode.c"]
+SOURCES = [*(HERE / f"{name}.c" for name in "blob compare disturb harness lockstep machine native sides smp".split()),
+           CORE / "cpu" / "decode.c"]  # fmt: skip
 CODE_START = 0x40000000
 
 
 def build(folder: Path, *flags: str) -> Path:
     """The harness with the translator in it."""
     output = folder / "harness"
-    command = ["gcc", "-g", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing", "-pthread", *flags]
+    command = [
+        "gcc",
+        "-g",
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-fno-strict-aliasing",
+        "-pthread",
+        *flags,
+    ]
     for path in (CORE, CORE.parent / "public", HERE):
         command += ["-iquote", str(path)]
     sources = [*SOURCES, *sorted((CORE / "cpu" / "dbt").glob("*.c"))]
@@ -51,7 +62,7 @@ def source(programs: Sequence[Program]) -> str:
                 if line == RESUME:
                     text.append(f"R{name}_{k}_{at}_inside:")
                     table.append(f".quad R{name}_{k}_{at}_inside")
-        text += [f"E{name}:", "syscall"]
+        text += [f"E{name}:", "syscall", ".skip 40, 0xcc"]
         for number, function in enumerate(p.functions):
             text.append(f"F{p.seed}_{number}:")
             for k, atom in enumerate(function):
@@ -77,7 +88,10 @@ def assemble(programs: Sequence[Program], folder: Path) -> Path:
     with elf.open("rb") as stream:
         image = ELFFile(stream)
         code = image.get_section_by_name(".text").data()
-        words = struct.unpack(f"<{len(image.get_section_by_name('.table').data()) // 8}Q", image.get_section_by_name(".table").data())
+        words = struct.unpack(
+            f"<{len(image.get_section_by_name('.table').data()) // 8}Q",
+            image.get_section_by_name(".table").data(),
+        )
     output = folder / "programs.bin"
     output.write_bytes(pack(programs, words, code))
     return output
@@ -93,7 +107,9 @@ def pack(programs: Sequence[Program], table: Iterable[int], code: bytes) -> byte
         records += struct.pack("<Q10I", p.seed & (1 << 64) - 1, entry, end, len(resumes) // 4, len(points), len(rules) // 8,
                                len(p.rules), p.flags, ALL_FLAGS_BUT_AF, last, 0)  # fmt: skip
         resumes += struct.pack(f"<{len(points)}I", *points)
-        rules += b"".join(struct.pack("<BBHHH", window, perm, page, shown, 0) for window, page, perm, shown in p.rules)
+        rules += b"".join(
+            struct.pack("<BBHHH", window, perm, page, shown, 0) for window, page, perm, shown in p.rules
+        )
     header = struct.pack("<8s4I", b"UMXPROG1", len(programs), len(resumes) // 4, len(rules) // 8, len(code))
     return header + records + resumes + rules + code
 
@@ -118,7 +134,9 @@ class Outcome:
 
 def run(harness: Path, programs: Path, *options: str) -> Outcome:
     """One process over all programs of a file."""
-    done = subprocess.run([str(harness), *options, str(programs)], capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        [str(harness), *options, str(programs)], capture_output=True, text=True, errors="replace"
+    )
     totals: dict[str, int] = {}
     mismatches, failed = [], []
     for line in done.stdout.splitlines():
@@ -157,7 +175,9 @@ def shrink(harness: Path, program: Program, folder: Path, options: Sequence[str]
     wanted = difference(harness, program, folder, options)
     if wanted is None:
         return program
-    small = dataclasses.replace(program, atoms=list(program.atoms), functions=[list(f) for f in program.functions])
+    small = dataclasses.replace(
+        program, atoms=list(program.atoms), functions=[list(f) for f in program.functions]
+    )
     changed = True
     while changed:
         changed = False
@@ -185,7 +205,9 @@ def shrink(harness: Path, program: Program, folder: Path, options: Sequence[str]
     return small
 
 
-def explain(harness: Path, programs: Sequence[Program], outcome: Outcome, folder: Path, options: Sequence[str]) -> str:
+def explain(
+    harness: Path, programs: Sequence[Program], outcome: Outcome, folder: Path, options: Sequence[str]
+) -> str:
     """Text for a failing test: the first failing program made small, and what differed."""
     numbers = [n for n in outcome.failed if n >= 0]
     if not numbers:

@@ -10,10 +10,10 @@ from collections import defaultdict
 
 import pytest
 
+from tests.translator.atoms.base import NOT_HIGH, Program
 from tests.translator.conftest import SCALE, Checker
 from tests.translator.decoder import MAX_BYTES, Decoded, Decoder
 from tests.translator.encodings import random_bytes, random_encodings
-from tests.translator.programs import NOT_HIGH, Program
 
 capstone = pytest.importorskip("capstone")
 
@@ -38,7 +38,9 @@ def memory_operand_differs(instruction: object, ours: Decoded, raw: bytes) -> bo
     """Is capstone's memory operand of another size than ours, and capstone right?"""
     operands = [o for o in instruction.operands if o.type == capstone.x86.X86_OP_MEM]  # type: ignore[attr-defined]
     seen = prefixes(raw)
-    confused = 0x66 in seen and (seen & {0xF2, 0xF3} or any(p & 0xF8 == 0x48 for p in seen))  # not capstone's strength
+    confused = 0x66 in seen and (
+        seen & {0xF2, 0xF3} or any(p & 0xF8 == 0x48 for p in seen)
+    )  # not capstone's strength
     bit_scan = ours.map == 1 and ours.opcode in (0xBC, 0xBD)  # with F3 or F2 it looks at tzcnt's table
     if instruction.mnemonic in OTHER_SIZES or confused or (bit_scan and seen & {0x66, 0xF2, 0xF3}):  # type: ignore[attr-defined]
         return False
@@ -100,7 +102,9 @@ def test_rejected_sse_encodings_do_not_exist(checker: Checker, decoder: Decoder)
             head.append(rng.randrange(0x40, 0x50))
         raw.append(bytes([*head, 0x0F, rng.choice(SSE_OPCODES), *rng.randbytes(10)]))
     rejected = [r for r, d in zip(raw, decoder.decode(raw)) if decoder.kind(d) == "INVALID"]
-    programs = [Program(k, [[".byte " + ", ".join(map(str, r))]], flags=NOT_HIGH) for k, r in enumerate(rejected)]
+    programs = [
+        Program(k, [[".byte " + ", ".join(map(str, r))]], flags=NOT_HIGH) for k, r in enumerate(rejected)
+    ]
     for at in range(0, len(programs), 1000):
         checker.check(programs[at : at + 1000], "--runs", "1")
     assert len(programs) > 500

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.translator.conftest import Checker
-from tests.translator.programs import (
+from tests.translator import runner
+from tests.translator.atoms.base import (
     BIG,
     CODE,
     CODE_ALIAS,
@@ -15,8 +15,8 @@ from tests.translator.programs import (
     PAGE,
     PERM_NONE,
     PERM_R,
-    PERM_RX,
     PERM_RWX,
+    PERM_RX,
     SCRATCH,
     STACK,
     USES_BIG,
@@ -25,6 +25,7 @@ from tests.translator.programs import (
     WRITES_CODE,
     Program,
 )
+from tests.translator.conftest import Checker
 
 
 def lines(text: str) -> list[list[str]]:
@@ -95,7 +96,9 @@ def test_code_that_runs_into_a_missing_page(checker: Checker) -> None:
 def test_code_pages_change_places(checker: Checker) -> None:
     """Page 1 of the code shows page 2 in every other run: jumps and calls into it, and an instruction across its start, go
     where the page tables say."""
-    pages = "; ".join(f"{k}: .byte {k}, 0, 0, 0; {k}{k}: add ${k}, %r11d; ret; .balign 4096, 0xcc" for k in (1, 2))
+    pages = "; ".join(
+        f"{k}: .byte {k}, 0, 0, 0; {k}{k}: add ${k}, %r11d; ret; .balign 4096, 0xcc" for k in (1, 2)
+    )
     programs = []
     for before in ("nop; nop; nop; nop; nop", "jmp 7f; nop; nop; nop"):
         # Then `mov $imm32, %eax` whose operand lies in the next page; there it goes on with the addition.
@@ -117,7 +120,7 @@ def test_flags_survive_a_repaired_exception(checker: Checker) -> None:
     programs = []
     for k, reader in enumerate(readers):
         simd = f"movl $0x1f00, {at:#x}; ldmxcsr {at:#x}; pxor %xmm1, %xmm1; cmp %r8b, %bl; divps %xmm1, %xmm1; {reader}; cmp %al, %al"
-        x87 = (f"fninit; movw $0x340, {at:#x}; fldcw {at:#x}; fldz; fldz; fdivp; cmp %r8w, %bx; fwait; {reader}; cmp %al, %al")
+        x87 = f"fninit; movw $0x340, {at:#x}; fldcw {at:#x}; fldz; fldz; fdivp; cmp %r8w, %bx; fwait; {reader}; cmp %al, %al"
         programs += [Program(2 * k, lines(simd)), Program(2 * k + 1, lines(x87))]
     totals = checker.check(programs)
     assert totals["events"] > totals["runs"]
@@ -132,6 +135,28 @@ def test_data_beside_code(checker: Checker) -> None:
     checker.check([program])
 
 
+@pytest.mark.parametrize("mode", ["user", "kernel"])
+@pytest.mark.parametrize("disturbance", [(), ("--kick-us", "70"), ("--disturb", "200")])
+def test_code_changed_by_another_vcpu(checker: Checker, mode: str, disturbance: tuple[str, ...]) -> None:
+    """One vCPU counts in an instruction's operand and then in memory; the other never sees the operand behind the memory."""
+    alias, rounds, value, ready, turns = CODE_ALIAS - CODE, 20_000, BIG, BIG + 64, BIG + 128
+    writer = f"""
+        mov $1, %ecx; 3: pause; cmpl $0, {ready:#x}; je 3b
+        1: mov %ecx, FUNCTION+1+{alias}; mov %ecx, {value:#x}; incl FUNCTION+64+{alias}; inc %ecx; test $63, %cl; jnz 5f
+        mov {turns:#x}, %edx; 4: pause; cmp {turns:#x}, %edx; je 4b
+        5: cmp ${rounds}, %ecx; jne 1b; xor %r15d, %r15d; jmp 2f
+        .balign 4096; FUNCTION: mov $0, %eax; ret; .skip 100; .balign 4096
+        2: movl ${rounds}, {value:#x}"""
+    reader = f"""
+        movl $1, {ready:#x}; xor %r15d, %r15d; 1: incl {turns:#x}; mov {value:#x}, %edx; cmp ${rounds}, %edx; je 2f
+        call FUNCTION; cmp %edx, %eax; jae 1b; inc %r15; jmp 1b; 2: nop"""
+    programs = [Program(1, lines(writer)), Program(2, lines(reader))]
+    path, runs = runner.assemble(programs, checker.folder), "2" if mode == "user" else "1"
+    outcome = runner.run(checker.harness, path, "--pair", "--runs", runs, *disturbance)
+    assert outcome.ok, (outcome.mismatches, outcome.stderr)
+    assert outcome.totals["killed"] > 100
+
+
 def test_writable_and_executable_at_once(checker: Checker) -> None:
     """Code in a data page that is made executable, called through another window's address."""
     body = "movl $0xc0ff41c3, 1f; jmp 2f; .balign 8; 1: .skip 8; 2: movl $0xc3c0ff41, 1b(%rip); call 1b; call 1b; movl $0xc3c8ff41, 1b(%rip); call 1b"
@@ -141,8 +166,18 @@ def test_writable_and_executable_at_once(checker: Checker) -> None:
 
 def test_page_zero_offset_tags(checker: Checker) -> None:
     """Addresses whose tag could fit an entry of the soft TLB that is empty: they fault like any other."""
-    addresses = (0xFFFF7FFFFFFFF000, 0xFFFF7FFFFFFFFFF0, 0xFFFF800000000000, 0x0000800000000000, 0x00007FFFFFFFE000, 0)
-    atoms = [[f"movabs ${at:#x}, %rbx", f"mov {'(%rbx), %rcx' if k % 2 else '%rcx, (%rbx)'}"] for k, at in enumerate(addresses * 2)]
+    addresses = (
+        0xFFFF7FFFFFFFF000,
+        0xFFFF7FFFFFFFFFF0,
+        0xFFFF800000000000,
+        0x0000800000000000,
+        0x00007FFFFFFFE000,
+        0,
+    )
+    atoms = [
+        [f"movabs ${at:#x}, %rbx", f"mov {'(%rbx), %rcx' if k % 2 else '%rcx, (%rbx)'}"]
+        for k, at in enumerate(addresses * 2)
+    ]
     checker.check([Program(8, atoms)])
 
 
@@ -164,14 +199,24 @@ def test_groups_of_pushes_and_pops_at_page_ends(checker: Checker) -> None:
     """A run of pushes whose middle faults has pushed the first half, and no more."""
     programs = []
     for pushes in (1, 2, 3, 5, 16, 20):
-        for slots in range(0, pushes + 1):
+        for slots in range(pushes + 1):
             for offset in (0, 4):
                 top = DATA + 7 * PAGE + 8 * slots + offset
-                runs = ["push %r10; push %rsp; push %r15; push %rbp; push %rax".split("; ")[k % 5] for k in range(pushes)]
+                runs = [
+                    "push %r10; push %rsp; push %r15; push %rbp; push %rax".split("; ")[k % 5]
+                    for k in range(pushes)
+                ]
                 pops = ["pop %r11; pop %rbx; pop %r15; pop %rdi".split("; ")[k % 4] for k in range(pushes)]
-                atoms = [[f"mov ${top:#x}, %rsp", *runs], ["mov %rsp, %rcx", *pops], [f"mov ${STACK + PAGE:#x}, %rsp"]]
+                atoms = [
+                    [f"mov ${top:#x}, %rsp", *runs],
+                    ["mov %rsp, %rcx", *pops],
+                    [f"mov ${STACK + PAGE:#x}, %rsp"],
+                ]
                 programs.append(Program(len(programs), atoms, rules=[(WINDOW_DATA, 6, PERM_NONE, 6)]))
-                atoms = [[f"mov ${top - 16 * slots:#x}, %rsp", *pops, "mov %rsp, %rcx"], [f"mov ${STACK + PAGE:#x}, %rsp"]]
+                atoms = [
+                    [f"mov ${top - 16 * slots:#x}, %rsp", *pops, "mov %rsp, %rcx"],
+                    [f"mov ${STACK + PAGE:#x}, %rsp"],
+                ]
                 programs.append(Program(len(programs), atoms, rules=[(WINDOW_DATA, 7, PERM_NONE, 7)]))
     checker.check(programs)
 

@@ -7,7 +7,7 @@ import pytest
 from tests.translator.conftest import Checker
 from tests.translator.programs import generate
 
-PROFILES = ["integer", "control", "strings", "sse", "x87", "mixed", "self-modifying"]
+PROFILES = ["integer", "control", "strings", "sse", "x87", "mixed", "self-modifying", "rewriting"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -31,7 +31,9 @@ def test_flags_at_each_fault(checker: Checker) -> None:
     checker(lambda seed: generate("traced-faults", seed), 60, "--trace", "--runs", "2")
 
 
-@pytest.mark.parametrize("profile", ["control", "strings", "mixed", "faults", "straight-faults", "self-modifying"])
+@pytest.mark.parametrize(
+    "profile", ["control", "strings", "mixed", "faults", "straight-faults", "self-modifying"]
+)
 def test_disturbed_by_others(checker: Checker, profile: str) -> None:
     """Whenever the vCPU asks for the domain lock, somebody may have flushed its TLB, killed its code or kicked it."""
     checker(lambda seed: generate(profile, seed), 120, "--disturb", "3")
@@ -46,6 +48,21 @@ def test_kicked_all_the_time(checker: Checker, profile: str) -> None:
 @pytest.mark.parametrize("profile", ["control", "mixed", "self-modifying"])
 def test_a_cache_that_is_always_full(checker: Checker, profile: str) -> None:
     checker(lambda seed: generate(profile, seed), 100, "--cache-kib", "80")
+
+
+SMP_OPTIONS = {
+    "undisturbed": (),
+    "disturbed": ("--disturb", "5"),
+    "full cache": ("--cache-kib", "80"),
+    "kicked": ("--kick-us", "50", "--disturb", "20"),
+}
+
+
+@pytest.mark.parametrize("options", SMP_OPTIONS)
+@pytest.mark.parametrize("profile", ["mixed", "rewriting"])
+def test_two_vcpus(checker: Checker, profile: str, options: str) -> None:
+    """Two threads over the same code, each with data of its own."""
+    checker(lambda seed: generate(profile, seed), 100, "--vcpus", "2", *SMP_OPTIONS[options])
 
 
 @pytest.mark.parametrize("profile", ["mixed", "self-modifying"])

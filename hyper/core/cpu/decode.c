@@ -386,6 +386,8 @@ static void group_x87(struct insn *i)
         i->access = (x87_stores[row] >> r) & 1 ? RM_WRITE : RM_READ;
         if (!i->memory_size)
             i->kind = INSN_INVALID;
+        else if ((row == 1 || row == 5) && r == 6)
+            i->kind = INSN_RARE; /* fnstenv, fnsave: they store an address of the host's */
         return;
     }
     if ((row == 3 || row == 7) && (r == 5 || r == 6))

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #define INSN_MAX_BYTES 15
+#define DECODE_BYTES 32 /* the decoder may look this far before it finds that an instruction is too long */
 
 enum insn_kind {
     INSN_INVALID,   /* #UD */
@@ -57,7 +58,7 @@ struct insn {
     int8_t base, index;                /* -1: none */
 };
 
-/* Decodes the instruction at `bytes` (at least INSN_MAX_BYTES readable) as if it lay at pc. Always sets length to 1..15;
+/* Decodes the instruction at `bytes` (DECODE_BYTES readable) as if it lay at pc. Always sets length to 1..15;
  * longer or unknown ones are INSN_INVALID. */
 void decode(struct insn *insn, const uint8_t *bytes, uint64_t pc);
 

@@ -421,7 +421,7 @@ static bool emulate_one_byte(struct emulation *m)
 
 static bool decode_at_rip(struct emulation *m)
 {
-    uint8_t bytes[INSN_MAX_BYTES + 1] = {0};
+    uint8_t bytes[DECODE_BYTES] = {0};
     unsigned got = engine()->fetch(m->v, m->c->rip, bytes);
     decode(&m->insn, bytes, m->c->rip);
     m->next = m->c->rip + m->insn.length;
@@ -443,7 +443,7 @@ static const uint8_t forced_emulation[5] = {0x0f, 0x0b, 'x', 'e', 'n'};
 
 void pv_invalid_opcode(struct vcpu *v)
 {
-    uint8_t bytes[INSN_MAX_BYTES + 1] = {0};
+    uint8_t bytes[DECODE_BYTES] = {0};
     struct insn i;
     unsigned got = engine()->fetch(v, v->cpu->rip, bytes);
     decode(&i, bytes, v->cpu->rip);

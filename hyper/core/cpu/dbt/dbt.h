@@ -94,6 +94,7 @@ struct engine_vcpu {
     _Atomic(uint32_t *) poll;  /* loaded through by blocks that end in a back edge; a kick makes it point to a guard page */
     uint32_t poll_target;
     uint32_t pad;
+    uint32_t mxcsr, host_mxcsr; /* the guest's while C runs; what C runs with */
     uint64_t (*helper[NR_HELPERS])(struct engine_vcpu *, uint64_t, uint64_t); /* 0: leave, e->exit says why */
     uint8_t xmm[16][16] __attribute__((aligned(16)));
     uint8_t bounce[144] __attribute__((aligned(16))); /* the largest operand, 108 bytes, at any alignment */
@@ -145,6 +146,7 @@ struct block {
     uint16_t bytes;
     uint8_t nr_links, mode;
     bool dead;
+    bool atomic; /* of MODE_SINGLE: a locked instruction, which runs while the other vCPUs stand still */
 };
 
 struct page_blocks { struct block *block; struct page_blocks *next; };
@@ -186,11 +188,14 @@ struct engine_domain {
     uint64_t *fault_pc;
     _Atomic uint32_t nr_faults;
     uint64_t liveness_generation;
-    bool kernel_low_code;           /* kernel code was run below the high half */
+    bool kernel_low_code;           /* kernel code was run below CHAIN_START */
     uint8_t ungroup[1 << 12];       /* failures of grouped stack accesses by hashed pc: see group_failed */
     uint64_t top_l4_entry;          /* last seen entry 511: chains across pages rest on it */
     struct engine_statistics stats;
 };
+
+/* In an fxsave image. */
+enum { FXSAVE_FIP = 8, FXSAVE_FDP = 16, FXSAVE_MXCSR = 24, FXSAVE_XMM = 160 };
 
 /* Code at or above this in guest kernel mode may be chained directly across pages: every removal of a mapping there passes
  * through the hypervisor (unmap_code). User code and low addresses change with CR3. */

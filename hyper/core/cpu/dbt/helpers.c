@@ -231,6 +231,7 @@ static uint8_t *commit_page(struct engine_vcpu *e, uint64_t vaddr)
 static uint64_t commit_page_table(struct engine_vcpu *e, uint64_t vaddr, const uint8_t *from, unsigned bytes)
 {
     uint64_t value = 0;
+    ASSERT(!atomic_load(&e->vcpu->in_guest)); /* run_alone holds the lock */
     copy_plain(&value, from, bytes);
     e->bounce_is_page_table = false;
     if (pv_ptwr_write(e->vcpu, vaddr, value, bytes))
@@ -312,7 +313,6 @@ static uint64_t help_iret(struct engine_vcpu *e, uint64_t r10, uint64_t operand_
 
 /* ---- FPU image -------------------------------------------------------------------------------------------------- */
 
-#define FXSAVE_XMM 160
 
 /* May all of the image be written? */
 static bool image_writable(struct engine_vcpu *e, uint64_t vaddr)
@@ -344,6 +344,7 @@ static uint64_t help_fxsave(struct engine_vcpu *e, uint64_t vaddr, uint64_t wide
     else
         __asm__ volatile("fxsave %0" : "+m"(image));
     copy_plain(image + FXSAVE_XMM, e->xmm, sizeof(e->xmm));
+    *(uint64_t *)(image + FXSAVE_FIP) = *(uint64_t *)(image + FXSAVE_FDP) = 0; /* host addresses */
     for (uint64_t at = 0; at < sizeof(image); at += 8)
         if (!mmu_store(e, vaddr + at, 8, *(uint64_t *)(image + at)))
             return leave_fault(e);

@@ -146,9 +146,34 @@ static bool masked_move(struct engine_vcpu *e, const struct insn *i)
     return true;
 }
 
+/* fnstenv and fnsave (d9, dd): the FPU is the guest's still. What they store of the last instruction is the host's address,
+ * so it reads as 0. Memory is looked at first, since the instructions change the FPU. */
+static bool store_fpu(struct engine_vcpu *e, const struct insn *i)
+{
+    bool save = i->opcode == 0xdd, narrow = i->prefix_66;
+    uint8_t image[108];
+    unsigned environment = narrow ? 14 : 28, bytes = environment + (save ? 80 : 0), pointers = narrow ? 6 : 12;
+    uint64_t to = operand_address(&e->cpu, i);
+    if (!mmu_access(e, to, true) || !mmu_access(e, to + bytes - 1, true))
+        return false;
+    if (save && narrow)
+        __asm__ volatile("data16 fnsave %0" : "=m"(image));
+    else if (save)
+        __asm__ volatile("fnsave %0" : "=m"(image));
+    else if (narrow)
+        __asm__ volatile("data16 fnstenv %0" : "=m"(image));
+    else
+        __asm__ volatile("fnstenv %0" : "=m"(image));
+    memset(image + pointers, 0, environment - pointers);
+    for (unsigned k = 0; k < bytes; k++)
+        if (!mmu_store(e, to + k, 1, image[k]))
+            return false;
+    return true;
+}
+
 int interpret_rare(struct engine_vcpu *e)
 {
-    uint8_t bytes[INSN_MAX_BYTES + 1] = {0};
+    uint8_t bytes[DECODE_BYTES] = {0};
     struct insn i;
     unsigned got = engine()->fetch(e->vcpu, e->cpu.rip, bytes);
     decode(&i, bytes, e->cpu.rip);
@@ -166,6 +191,8 @@ int interpret_rare(struct engine_vcpu *e)
         ok = xlat(e, &i);
     else if (i.opcode >= 0xe0 && i.opcode <= 0xe2)
         ok = true, next = loop_target(e, &i, next);
+    else if (i.opcode == 0xd9 || i.opcode == 0xdd)
+        ok = store_fpu(e, &i);
     else if (i.opcode == 0xc8)
         ok = enter(e, &i);
     else

@@ -146,14 +146,15 @@ static uint8_t *translate_address(struct engine_vcpu *e, uint64_t vaddr, bool wr
             tlb_fill(e, vaddr, host, false);
             return host;
         }
-        if (!frame_has_code(pg))
+        bool code = frame_has_code(pg); /* looked at once: a frame that loses its code meanwhile has no tag noted */
+        if (!code)
             note_write(e, pg, vaddr);
         bool writable = frame_writable(pg);
         if (unlikely(atomic_load(&d->mm_generation) != generation))
             continue;
         if (unlikely(!writable))
             return walk_fault(e, vaddr, ACCESS_WRITE, true);
-        if (frame_has_code(pg)) {
+        if (code || frame_has_code(pg)) {
             if (code_ok)
                 return host;
             e->cpu.fault_vaddr = vaddr;
@@ -235,8 +236,10 @@ uint64_t mmu_slow_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
             return leave(e, DBT_SPECIAL); /* one by one: the fault belongs to one of them */
         }
     }
-    if (special)
+    if (special) {
         e->bounce_bytes = 0;
+        e->bounce_is_page_table = false;
+    }
     if (crosses) {
         if (write && !special)
             return leave(e, DBT_SPECIAL);
@@ -266,6 +269,31 @@ uint8_t *mmu_access(struct engine_vcpu *e, uint64_t vaddr, bool write)
     return offset < PAGE_SIZE ? t->host + offset : translate_address(e, vaddr, write, false);
 }
 
+/* A value as one access, where the CPU would make one; at any address. */
+typedef volatile uint16_t __attribute__((aligned(1), may_alias)) any16_t;
+typedef volatile uint32_t __attribute__((aligned(1), may_alias)) any32_t;
+typedef volatile uint64_t __attribute__((aligned(1), may_alias)) any64_t;
+
+static uint64_t load_value(const uint8_t *p, unsigned bytes)
+{
+    switch (bytes) {
+    case 1: return *(const volatile uint8_t *)p;
+    case 2: return *(const any16_t *)p;
+    case 4: return *(const any32_t *)p;
+    default: return *(const any64_t *)p;
+    }
+}
+
+static void store_value(uint8_t *p, unsigned bytes, uint64_t v)
+{
+    switch (bytes) {
+    case 1: *(volatile uint8_t *)p = v; break;
+    case 2: *(any16_t *)p = v; break;
+    case 4: *(any32_t *)p = v; break;
+    default: *(any64_t *)p = v; break;
+    }
+}
+
 bool mmu_load(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t *value)
 {
     uint64_t v = 0;
@@ -273,8 +301,10 @@ bool mmu_load(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t *v
     const uint8_t *p = mmu_access(e, vaddr, false);
     if (!p)
         return false;
-    copy_plain(&v, p, bytes < first ? bytes : first);
-    if (bytes > first) {
+    if (bytes <= first) {
+        v = load_value(p, bytes);
+    } else {
+        copy_plain(&v, p, first);
         p = mmu_access(e, vaddr + first, false);
         if (!p)
             return false;
@@ -290,9 +320,12 @@ bool mmu_store(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t v
     uint8_t *low = mmu_access(e, vaddr, true), *high = NULL;
     if (!low || (bytes > first && !(high = mmu_access(e, vaddr + first, true))))
         return false;
-    copy_plain(low, &value, bytes < first ? bytes : first);
-    if (high)
-        copy_plain(high, (uint8_t *)&value + first, bytes - first);
+    if (!high) {
+        store_value(low, bytes, value);
+        return true;
+    }
+    copy_plain(low, &value, first);
+    copy_plain(high, (uint8_t *)&value + first, bytes - first);
     return true;
 }
 

@@ -16,6 +16,7 @@
 #include "cpu/dbt/dbt.h"
 
 #define ARCH_SET_GS 0x1001
+#define DEFAULT_MXCSR 0x1f80 /* all exceptions masked: what C is compiled for */
 #define HWCAP2_FSGSBASE 2
 
 static __thread struct engine_vcpu *running; /* the vCPU whose code this thread may be executing */
@@ -127,6 +128,13 @@ static unsigned block_mode(const struct engine_vcpu *e, bool single)
     return (e->cpu.user_mode ? MODE_USER : 0) | (single ? MODE_SINGLE : 0) | (e->fpu_disabled ? MODE_NO_FPU : 0);
 }
 
+/* A jump inside a page stays inside its frame: while this vCPU waited for the lock, another may have mapped a new one here,
+ * and the old block lives on in address spaces that still map its frame. */
+static bool still_together(const struct link *l, const struct block *to)
+{
+    return page_of(l->pc) != page_of(l->owner->pc) || mfn_eq(l->owner->mfn, to->mfn);
+}
+
 /* The block at rip, made when it isn't there, and the way to it remembered. NULL: a fetch fault. */
 static struct block *resolve_locked(struct engine_vcpu *e, bool single)
 {
@@ -138,9 +146,9 @@ static struct block *resolve_locked(struct engine_vcpu *e, bool single)
         b = translate(e, pc, mode);
     if (b && !b->dead && !single) {
         struct link *l = e->link;
-        if (!e->cpu.user_mode && !(pc >> 63))
+        if (!e->cpu.user_mode && pc < CHAIN_START)
             ed->kernel_low_code = true;
-        if (l && !l->to && !l->owner->dead && l->pc == pc && l->owner->mode == mode)
+        if (l && !l->to && !l->owner->dead && l->pc == pc && l->owner->mode == mode && still_together(l, b))
             block_link(l, b);
         else
             jump_set(e, mode_index(e), pc, b->checked_entry);
@@ -210,22 +218,27 @@ static bool run_rare(struct engine_vcpu *e)
     return e->exit == DBT_LINK;
 }
 
-/* One instruction at rip, in a block of its own. False: it can't be fetched. A store to a page table is read, modified and
- * checked in one piece: nobody else runs meanwhile. */
+/* One instruction at rip, in a block of its own. False: it can't be fetched. A store to a page table, or a locked one, is
+ * read, modified and written in one piece, although through the bounce buffer: nobody else runs meanwhile. */
 static bool run_alone(struct engine_vcpu *e)
 {
     struct domain *d = e->vcpu->domain;
     bool locked = e->page_table_write;
+    struct block *b = NULL;
+    if (!locked) {
+        b = resolve(e, true);
+        locked = b && b->atomic;
+    }
     if (locked) {
         domain_lock(d, e->vcpu);
         domain_quiesce(d, e->vcpu);
+        b = resolve_locked(e, true);
     }
-    struct block *b = locked ? resolve_locked(e, true) : resolve(e, true);
     if (b)
         enter(e, b->entry);
     if (locked)
         domain_unlock(d, e->vcpu);
-    if (locked && e->exit == DBT_PAGE_FAULT && (e->cpu.fault_error & 3) == 3)
+    if (e->page_table_write && e->exit == DBT_PAGE_FAULT && (e->cpu.fault_error & 3) == 3)
         e->page_table_refused = true; /* in a way that the bounce buffer doesn't do: no second try */
     e->page_table_write = false;
     e->stats.single_steps++;
@@ -381,7 +394,7 @@ static int dbt_vcpu_create(struct vcpu *v)
     atomic_store(&e->poll, &e->poll_target);
     cpu_set_rflags(&e->cpu, X86_IF);
     *(uint16_t *)e->fpu = 0x37f;          /* x87 control word */
-    *(uint32_t *)(e->fpu + 24) = 0x1f80;  /* MXCSR */
+    *(uint32_t *)(e->fpu + FXSAVE_MXCSR) = e->mxcsr = e->host_mxcsr = DEFAULT_MXCSR;
     helpers_init(e);
     mmu_init(e);
     shadow_stack_reset(e);
@@ -408,8 +421,6 @@ static void dbt_switch_out(struct vcpu *v)
     running = NULL;
     __asm__ volatile("fxsave64 %0" : "+m"(v->engine->fpu));
     __asm__ volatile("fninit");
-    static const uint32_t default_mxcsr = 0x1f80;
-    __asm__ volatile("ldmxcsr %0" : : "m"(default_mxcsr));
 }
 
 static void dbt_kick(struct vcpu *v) { atomic_store(&v->engine->poll, v->domain->engine->guard); }
@@ -514,11 +525,9 @@ static void dbt_flush_tlb(struct domain *d, struct vcpu *curr, struct vcpu *v, e
 static void drop_vcpu_page(struct vcpu *v, uint64_t vaddr)
 {
     struct engine_vcpu *e = v->engine;
-    bool low = !(vaddr >> 63);
     mmu_drop_page(e, vaddr);
-    if (low)
-        jump_clear(e, 1);
-    if (vaddr >= CHAIN_START || (low && v->domain->engine->kernel_low_code))
+    jump_clear(e, 1);
+    if (vaddr >= CHAIN_START || v->domain->engine->kernel_low_code)
         jump_clear(e, 0);
 }
 
@@ -629,17 +638,19 @@ static unsigned dbt_fetch(struct vcpu *v, uint64_t vaddr, uint8_t *to)
     return INSN_MAX_BYTES;
 }
 
-#define FXSAVE_XMM 160
 static void dbt_get_fpu(struct vcpu *v, void *image)
 {
     memcpy(image, v->engine->fpu, 512);
+    memset((uint8_t *)image + FXSAVE_FIP, 0, FXSAVE_MXCSR - FXSAVE_FIP);
+    memcpy((uint8_t *)image + FXSAVE_MXCSR, &v->engine->mxcsr, sizeof(v->engine->mxcsr));
     memcpy((uint8_t *)image + FXSAVE_XMM, v->engine->xmm, sizeof(v->engine->xmm));
 }
 
 static void dbt_set_fpu(struct vcpu *v, const void *image)
 {
     memcpy(v->engine->fpu, image, 512);
-    *(uint32_t *)(v->engine->fpu + 24) &= 0xffff;
+    v->engine->mxcsr = *(uint32_t *)(v->engine->fpu + FXSAVE_MXCSR) & 0xffff;
+    *(uint32_t *)(v->engine->fpu + FXSAVE_MXCSR) = DEFAULT_MXCSR;
     memcpy(v->engine->xmm, (const uint8_t *)image + FXSAVE_XMM, sizeof(v->engine->xmm));
 }
 

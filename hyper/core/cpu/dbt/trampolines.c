@@ -60,6 +60,7 @@ static void emit_enter(struct emitter *m, struct trampolines *tr)
     emit_store_gs(m, OFFSET(host_rsp), H_RSP);
     emit_store_gs(m, OFFSET(entry), H_RSI);
     move_xmm(m, H_RDI, false);
+    emit_gs(m, false, 0x1ae, 2, OFFSET(mxcsr)); /* ldmxcsr */
     emit_load_gs(m, H_RSP, OFFSET(shadow_rsp));
     emit_load_gs(m, H_RAX, OFFSET(cpu.status));
     EMIT(m, "\x04\x7f\x9e"); /* add al, 127; sahf */
@@ -86,6 +87,8 @@ static uint8_t *emit_exits(struct emitter *m, struct trampolines *tr)
     save_registers(m);
     uint8_t *stored = m->p;
     patch_rel32(to_stored, stored);
+    emit_gs(m, false, 0x1ae, 3, OFFSET(mxcsr)); /* stmxcsr: C must not run with exceptions that the guest unmasked */
+    emit_gs(m, false, 0x1ae, 2, OFFSET(host_mxcsr));
     emit_store_gs(m, OFFSET(shadow_rsp), H_RSP);
     emit_load_gs(m, H_RSP, OFFSET(host_rsp));
     emit_load_gs(m, H_RAX, OFFSET(self));

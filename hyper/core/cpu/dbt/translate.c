@@ -108,7 +108,7 @@ static uint16_t live_at(struct translator *t, uint64_t pc, unsigned depth)
     if (depth > 4)
         return X86_STATUS;
     for (unsigned n = 0; n < 16; n++) {
-        if (page_of(pc) != t->page_vaddr || (pc & ~PAGE_MASK) > PAGE_SIZE - INSN_MAX_BYTES - 1)
+        if (page_of(pc) != t->page_vaddr || (pc & ~PAGE_MASK) > PAGE_SIZE - DECODE_BYTES)
             return live | (X86_STATUS & ~dead);
         struct insn i;
         decode(&i, t->page + (pc & ~PAGE_MASK), pc);
@@ -432,16 +432,16 @@ static void translate_bit_string(struct translator *t, const struct insn *i, boo
         emit_commit(t);
 }
 
-/* ah, ch, dh or bh with a memory operand: no REX is possible, so the memory's byte is worked on in the vCPU. */
+/* ah, ch, dh or bh with a memory operand: no REX is possible with them, so their byte works in r10b. */
 static void translate_high_byte_memory(struct translator *t, const struct insn *i)
 {
     emit_lea(&t->m, T1, T1, T0, 0);
-    emit_op_mem(&t->m, false, 0x8a, T0, T1, -1, 0, 0);
-    emit_gs(&t->m, false, 0x88, T0, OFFSET(scratch1));
-    emit_insn(t, i, i->reg, RM_GS, OFFSET(scratch1));
-    if (i->access & RM_WRITE) {
-        emit_gs(&t->m, false, 0x8a, T0, OFFSET(scratch1));
-        emit_op_mem(&t->m, false, 0x88, T0, T1, -1, 0, 0);
+    emit_gs(&t->m, false, 0x88, i->reg, OFFSET(scratch1));
+    emit_gs(&t->m, false, 0x8a, T0, OFFSET(scratch1));
+    emit_insn(t, i, T0, RM_T1, 0);
+    if (i->access & REG_WRITE) {
+        emit_gs(&t->m, false, 0x88, T0, OFFSET(scratch1));
+        emit_gs(&t->m, false, 0x8a, i->reg, OFFSET(scratch1));
     }
 }
 
@@ -987,8 +987,12 @@ static uint16_t live_at_end(struct translator *t, const struct insn *last)
 
 static bool may_loop(const struct insn *last)
 {
-    bool direct = last->kind == INSN_JCC || last->kind == INSN_JMP || last->kind == INSN_CALL || last->kind == INSN_JRCXZ;
-    return direct ? last->target <= last->pc : last->kind == INSN_JMP_INDIRECT || last->kind == INSN_CALL_INDIRECT;
+    switch (last->kind) {
+    case INSN_JCC: case INSN_JMP: case INSN_JRCXZ: return last->target <= last->pc;
+    /* Forward calls as well: two in each of 60 functions run for ever without one backward jump. */
+    case INSN_CALL: case INSN_CALL_INDIRECT: case INSN_JMP_INDIRECT: return true;
+    }
+    return false;
 }
 
 /* Reads the block's instructions. The frames are registered as code before their bytes are read, so that a store in between
@@ -1005,7 +1009,7 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
     t->page_vaddr = page_of(pc);
     unsigned n = 0;
     for (uint64_t q = pc; n < (t->single ? 1 : MAX_INSNS) && page_of(q) == t->page_vaddr;) {
-        uint8_t bytes[INSN_MAX_BYTES + 1] = {0};
+        uint8_t bytes[DECODE_BYTES] = {0};
         unsigned offset = q & ~PAGE_MASK, here = PAGE_SIZE - offset;
         memcpy(bytes, t->page + offset, here < INSN_MAX_BYTES ? here : INSN_MAX_BYTES);
         decode(&insns[n], bytes, q);
@@ -1026,6 +1030,12 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
             break;
     }
     return n;
+}
+
+/* Its memory operand is read and written in one piece, as seen by other CPUs. */
+static bool is_atomic(const struct insn *i)
+{
+    return i->prefix_lock || (i->map == 0 && (i->opcode == 0x86 || i->opcode == 0x87));
 }
 
 static bool may_cache(struct translator *t)
@@ -1090,6 +1100,7 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
     emit_slow_stubs(&t);
     emit_link_stubs(&t);
     ed->cold = t.m.p;
+    t.b->atomic = t.single && insn_is_memory(&insns[0]) && is_atomic(&insns[0]);
     t.b->bytes = insns[n - 1].pc + insns[n - 1].length - pc;
     ed->stats.blocks++;
     ed->stats.instructions += n;
