@@ -1,5 +1,5 @@
-"""The harness, built once, and how much to do: a few seconds by default, more with HYPOTHESIS_PROFILE=ci, and with `deep`
-new seeds for UMXEN_DEEP_SECONDS (an hour) per test.
+"""The harness, built once, and how much to do: a few seconds by default, more with HYPOTHESIS_PROFILE=ci, and
+with `deep` new seeds for UMXEN_DEEP_SECONDS (an hour) per test.
 """
 
 from __future__ import annotations

@@ -14,16 +14,19 @@ MAX_BYTES = 15
 STRIDE = 16
 
 
+BYTES = """length kind map opcode operand_size memory_size access has_modrm mod reg rm fpu may_fault lock
+rip_relative address_32 segment scale""".split()
+
+
 class Decoded(ctypes.Structure):
     """struct decoded of decode_shim.c."""
 
     _fields_ = [
-        *((name, ctypes.c_uint8) for name in """length kind map opcode operand_size memory_size access has_modrm mod reg rm fpu
-          may_fault lock rip_relative address_32 segment scale""".split()),
+        *((name, ctypes.c_uint8) for name in BYTES),
         *((name, ctypes.c_int8) for name in ("base", "index")),
         *((name, ctypes.c_uint16) for name in ("flags_read", "flags_kill", "flags_touch")),
         ("disp", ctypes.c_int32),
-    ]  # fmt: skip
+    ]
 
 
 def kinds() -> list[str]:

@@ -1,7 +1,7 @@
 """Programs of random bytes: every encoding that the decoder takes for a harmless instruction, however odd.
 
-The decoder only chooses and says which registers hold the address, so that most accesses hit; what an instruction does is
-decided by the native run.
+The decoder only chooses and says which registers hold the address, so that most accesses hit; what an
+instruction does is decided by the native run.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from tests.translator.atoms.base import DATA, FS_BASE, GS_BASE, NOT_HIGH, PAGE, 
 from tests.translator.decoder import Decoded, Decoder
 
 PREFIXES = (0x66, 0x66, 0xF2, 0xF3, 0xF0, 0x67, 0x64, 0x65, 0x2E, 0x40, 0x48)
-HARMLESS = {
-    *"GENERAL REG_OPCODE VERBATIM NOP LEA PUSH_REG POP_REG PUSH_IMM PUSH_RM POP_RM LEAVE PUSHF STRING CLD STD".split(),
-    *"MOV_FROM_SEG FXRSTOR RARE".split(),
-}
+HARMLESS = set(
+    """GENERAL REG_OPCODE VERBATIM NOP LEA PUSH_REG POP_REG PUSH_IMM PUSH_RM POP_RM LEAVE PUSHF STRING CLD STD
+    MOV_FROM_SEG FXRSTOR RARE""".split()
+)
 
 
 def random_bytes(rng: random.Random) -> bytes:

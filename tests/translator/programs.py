@@ -60,25 +60,40 @@ class Generator(Integer, Stack, Control, Strings, Fpu, Faults, SelfModifying):
         return Program(self.seed, main, [self.function(k) for k in range(functions)], flags)
 
 
-# How often, and what.
-INTEGER = [(14, "alu"), (5, "alu_encodings"), (4, "unary"), (4, "locked"), (4, "exchange"), (2, "cmpxchg_hit"),
-           (1, "cmpxchg8"), (1, "cmpxchg16"), (5, "shift"), (2, "double_shift"), (4, "bit"), (2, "bit_scan"), (3, "multiply"), (2, "divide"),
-           (4, "extend"), (2, "accumulator"), (1, "flags_in_ah"), (5, "conditional"), (4, "high_byte"), (3, "lea"),
-           (1, "bswap"), (5, "move"), (1, "fence")]  # fmt: skip
-STACK_KINDS = [(6, "push_pop"), (3, "push_forms"), (2, "push_narrow"), (1, "pop_rsp"), (3, "rsp_operand"), (2, "frame"),
-               (2, "flags_on_stack")]  # fmt: skip
-CONTROL = [(6, "skip"), (3, "either"), (3, "repeat"), (2, "loop_instruction"), (2, "indirect_jump"), (1, "far_away"),
-           (6, "call"), (2, "odd_return")]  # fmt: skip
-STRINGS = [(6, "string"), (1, "xlat")]
-SSE_KINDS = [(6, "sse_packed"), (4, "sse_scalar"), (3, "sse_imm"), (1, "sse_shift"), (6, "sse_move"), (2, "sse_move_registers"),
-             (5, "sse_gpr"), (1, "mxcsr"), (3, "mmx")]  # fmt: skip
-X87_KINDS = [(10, "x87"), (1, "x87_control"), (1, "fpu_image"), (2, "mmx")]
-FAULTS = [(3, "divide_error"), (2, "misaligned"), (2, "simd_exception"), (1, "bad_mxcsr"), (2, "x87_exception"), (1, "undefined"),
-          (2, "privileged"), (3, "not_canonical"), (1, "not_canonical_stack"), (3, "wild"), (2, "write_read_only"), (1, "not_executable")]  # fmt: skip
-SELF_MODIFYING = [(4, "patched_immediate"), (3, "patched_opcode"), (2, "patched_jump"), (3, "patched_loop"), (3, "patched_function"), (1, "patched_straddle"),
-                  (5, "stored_beside"), (1, "crossing_store"), (3, "generated")]  # fmt: skip
-
 Kinds = list[tuple[int, str]]
+
+
+def kinds(text: str) -> Kinds:
+    """How often, and what."""
+    words = text.split()
+    return [(int(weight), name) for weight, name in zip(words[::2], words[1::2])]
+
+
+INTEGER = kinds(
+    """14 alu 5 alu_encodings 4 unary 4 locked 4 exchange 2 cmpxchg_hit 1 cmpxchg8 1 cmpxchg16 5 shift 2
+    double_shift 4 bit 2 bit_scan 3 multiply 2 divide 4 extend 2 accumulator 1 flags_in_ah 5
+    conditional 4 high_byte 3 lea 1 bswap 5 move 1 fence"""
+)
+STACK_KINDS = kinds(
+    """6 push_pop 3 push_forms 2 push_narrow 1 pop_rsp 3 rsp_operand 2 frame 2 flags_on_stack"""
+)
+CONTROL = kinds(
+    """6 skip 3 either 3 repeat 2 loop_instruction 2 indirect_jump 1 far_away 6 call 2 odd_return"""
+)
+STRINGS = kinds("""6 string 1 xlat""")
+SSE_KINDS = kinds(
+    """6 sse_packed 4 sse_scalar 3 sse_imm 1 sse_shift 6 sse_move 2 sse_move_registers 5 sse_gpr 1 mxcsr 3
+    mmx"""
+)
+X87_KINDS = kinds("""10 x87 1 x87_control 1 fpu_image 2 mmx""")
+FAULTS = kinds(
+    """3 divide_error 2 misaligned 2 simd_exception 1 bad_mxcsr 2 x87_exception 1 undefined 2 privileged 3
+    not_canonical 1 not_canonical_stack 3 wild 2 write_read_only 1 not_executable"""
+)
+SELF_MODIFYING = kinds(
+    """4 patched_immediate 3 patched_opcode 2 patched_jump 3 patched_loop 3 patched_function 1
+    patched_straddle 5 stored_beside 1 crossing_store 3 generated"""
+)
 
 
 def scaled(factor: int, kinds: Kinds) -> Kinds:
@@ -125,7 +140,7 @@ PROFILES: dict[str, Kinds] = {
 
 
 def generate(profile: str, seed: int) -> Program:
-    """The program of a profile and a seed. In faulting profiles the pages from 7 on are missing or read-only."""
+    """The program of a profile and a seed. In faulting profiles pages from 7 on are missing or read-only."""
     faulting = "faults" in profile
     generator = Generator(seed, str(seed), PROFILES[profile], risky=faulting)
     program = generator.program(generator.rng.randint(4, 30))

@@ -17,8 +17,8 @@ from tests.translator.atoms.base import ALL_FLAGS_BUT_AF, DATA, RESUME, Program
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent.parent / "hyper" / "core"
-SOURCES = [*(HERE / f"{name}.c" for name in "blob compare disturb harness lockstep machine native sides smp".split()),
-           CORE / "cpu" / "decode.c"]  # fmt: skip
+OWN = "blob compare disturb harness lockstep machine native sides smp".split()
+SOURCES = [*(HERE / f"{name}.c" for name in OWN), CORE / "cpu" / "decode.c"]
 CODE_START = 0x40000000
 
 
@@ -43,11 +43,16 @@ def build(folder: Path, *flags: str) -> Path:
     return output
 
 
-# ---- the file of programs -------------------------------------------------------------------------------------------
+def lines(text: str) -> list[list[str]]:
+    """Atoms of a program written by hand: one per line, its instructions separated by semicolons."""
+    return [[part.strip() for part in line.split(";")] for line in text.strip().splitlines()]
+
+
+# ---- the file of programs --------------------------------------------------------------------------------
 
 
 def source(programs: Sequence[Program]) -> str:
-    """Assembler text: code in .text; in .table, per program, its entry, its end, its resume points and a zero."""
+    """Assembler text: code in .text; in .table, per program, entry, end, last, resume points, and a zero."""
     text = [".text"]
     table = ['.section .table, ""']
     for n, p in enumerate(programs):
@@ -104,8 +109,8 @@ def pack(programs: Sequence[Program], table: Iterable[int], code: bytes) -> byte
     for p in programs:
         entry, end, last = (next(words) - CODE_START for _ in range(3))
         points = [w - CODE_START for w in iter(lambda: next(words), 0)]
-        records += struct.pack("<Q10I", p.seed & (1 << 64) - 1, entry, end, len(resumes) // 4, len(points), len(rules) // 8,
-                               len(p.rules), p.flags, ALL_FLAGS_BUT_AF, last, 0)  # fmt: skip
+        numbers = (entry, end, len(resumes) // 4, len(points), len(rules) // 8, len(p.rules), p.flags)
+        records += struct.pack("<Q10I", p.seed & (1 << 64) - 1, *numbers, ALL_FLAGS_BUT_AF, last, 0)
         resumes += struct.pack(f"<{len(points)}I", *points)
         rules += b"".join(
             struct.pack("<BBHHH", window, perm, page, shown, 0) for window, page, perm, shown in p.rules
@@ -114,7 +119,7 @@ def pack(programs: Sequence[Program], table: Iterable[int], code: bytes) -> byte
     return header + records + resumes + rules + code
 
 
-# ---- running ----------------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -214,9 +219,11 @@ def explain(
         return f"status {outcome.status}, no program named\n{outcome.stderr}"
     small = shrink(harness, programs[numbers[0]], folder, options)
     again = run(harness, assemble([small], folder), *options)
-    return "\n".join([
-        f"{len(numbers)} programs differ; the first, seed {small.seed}, made small (options {' '.join(options)}):",
-        source([small]),
-        *(json.dumps(m) for m in again.mismatches[:10]),
-        again.stderr,
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{len(numbers)} programs differ; the first, seed {small.seed}, made small ({options}):",
+            source([small]),
+            *(json.dumps(m) for m in again.mismatches[:10]),
+            again.stderr,
+        ]
+    )

@@ -17,7 +17,7 @@ def test_programs(checker: Checker, profile: str) -> None:
 
 @pytest.mark.parametrize("profile", ["faults", "straight-faults"])
 def test_faults_are_precise(checker: Checker, profile: str) -> None:
-    """Same instruction, registers, memory, error code and address; after the page is repaired, the same result."""
+    """Same instruction, registers, memory, error code, address; with the page repaired, the same end."""
     checker(lambda seed: generate(profile, seed), 250)
 
 
@@ -35,7 +35,7 @@ def test_flags_at_each_fault(checker: Checker) -> None:
     "profile", ["control", "strings", "mixed", "faults", "straight-faults", "self-modifying"]
 )
 def test_disturbed_by_others(checker: Checker, profile: str) -> None:
-    """Whenever the vCPU asks for the domain lock, somebody may have flushed its TLB, killed its code or kicked it."""
+    """Whenever the vCPU asks for the domain lock, somebody may have flushed its TLB or killed its code."""
     checker(lambda seed: generate(profile, seed), 120, "--disturb", "3")
 
 

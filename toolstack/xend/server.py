@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import socket
 from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import hypercorn.trio
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.typing import Framework
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, Framework
+from hypercorn.utils import wrap_app
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -25,9 +28,6 @@ from toolstack.xend.rpc import Rpc
 from toolstack.xmlrpc import FAULT_INTERNAL, MAX_BODY
 
 log = structlog.get_logger("xend")
-
-GRACE_SECONDS = 1.0
-"""What a request under way gets when xend stops."""
 
 
 @dataclass(frozen=True)
@@ -101,21 +101,47 @@ def _knows(header: str, password: str) -> bool:
 def _config() -> Config:
     config = Config()
     config.loglevel = "WARNING"
-    config.graceful_timeout = GRACE_SECONDS
     config.alpn_protocols = ["http/1.1"]
     config.include_server_header = False
     return config
 
 
+def _listeners(config: Config) -> list[trio.abc.Listener[Any]]:
+    sockets = config.create_sockets()
+    found: list[trio.abc.Listener[Any]] = [_listener(sock, config) for sock in sockets.insecure_sockets]
+    if tls := config.create_ssl_context():
+        for sock in sockets.secure_sockets:
+            found.append(trio.SSLListener(_listener(sock, config), tls, https_compatible=True))
+    return found
+
+
+def _listener(sock: socket.socket, config: Config) -> trio.SocketListener:
+    sock.listen(config.backlog)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
 async def _serve(
-    rpc: Rpc, password: str | None, config: Config, task_status: trio.TaskStatus[list[str]]
+    rpc: Rpc, password: str | None, config: Config, task_status: trio.TaskStatus[list[Any]]
 ) -> None:
-    app = cast(Framework, application(rpc, password))
-    await hypercorn.trio.serve(app, config, task_status=task_status)
+    """hypercorn's connections under listeners of ours.
+
+    Under hypercorn's own (0.18) an error in one connection ends the server: it was enough to hang up in the
+    middle of a body while another reply was still being sent.
+    """
+    app = wrap_app(cast(Framework, application(rpc, password)), config.wsgi_max_body_size, "asgi")
+    context = WorkerContext(None)
+
+    async def connection(stream: Any) -> None:
+        try:
+            await TCPServer(app, config, context, ConnectionState({}), stream)
+        except Exception as error:
+            log.warning("a connection ended in an error", reason=repr(error))
+
+    await trio.serve_listeners(connection, _listeners(config), task_status=task_status)
 
 
 async def serve_unix(
-    rpc: Rpc, path: Path, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    rpc: Rpc, path: Path, *, task_status: trio.TaskStatus[list[Any]] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serves on a unix socket that only our own user may open, until it is cancelled."""
     config = _config()
@@ -132,7 +158,7 @@ def _unlink(path: Path) -> None:
 
 
 async def serve_network(
-    rpc: Rpc, network: Network, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    rpc: Rpc, network: Network, *, task_status: trio.TaskStatus[list[Any]] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serves on TCP, with TLS, to those who know the password, until it is cancelled."""
     config = _config()

@@ -1,10 +1,11 @@
 """What every kind of atom is made from: choices, operands, flags.
 
-An atom is a few lines of assembler that make sense alone: they set up the addresses they use, so that atoms can be left
-out one by one to find the smallest program that still fails. Everything is decided by one `random.Random`.
+An atom is a few lines of assembler that make sense alone: they set up the addresses they use, so that atoms
+can be left out one by one to find the smallest program that still fails. Everything is decided by one
+`random.Random`.
 
-Undefined flags: an atom whose instruction leaves flags undefined reads only the defined ones and defines all of them
-before it ends. AF counts as undefined between atoms.
+Undefined flags: an atom whose instruction leaves flags undefined reads only the defined ones and defines all
+of them before it ends. AF counts as undefined between atoms.
 """
 
 from __future__ import annotations
@@ -45,9 +46,8 @@ class Program:
     atoms: list[Atom]
     functions: list[list[Atom]] = field(default_factory=list)
     flags: int = 0
-    rules: list[tuple[int, int, int, int]] = field(
-        default_factory=list
-    )  # window, page, permission, page shown in odd runs
+    # Window, page, permission, and the page of the pool that is shown in odd runs.
+    rules: list[tuple[int, int, int, int]] = field(default_factory=list)
     align: int = 1
 
 
@@ -68,8 +68,11 @@ def reg(number: int, size: int) -> str:
 
 
 NUMBER = {reg(n, 8): n for n in range(16)}
-NOT_SIMPLE = {"skip", "either", "repeat", "far_away", "call", "loop_instruction", "fpu_image", "patched_function", "patched_loop", "patched_straddle",
-              "stored_beside", "crossing_store", "generated"}  # fmt: skip
+# Atoms that may not stand inside others.
+NOT_SIMPLE = set(
+    """call crossing_store either far_away fpu_image generated loop_instruction patched_function
+    patched_loop patched_straddle repeat skip stored_beside""".split()
+)
 
 
 class Base:
@@ -143,7 +146,7 @@ class Base:
         return f"movabs ${value & (1 << 64) - 1:#x}, {reg(number, 8)}"
 
     def mem(self, size: int, align: int = 1, busy: Sequence[int] = ()) -> tuple[Atom, str]:
-        """A memory operand: lines that set up its registers, and its text. `busy` registers aren't touched."""
+        """A memory operand: lines that set up its registers, and its text. Not with `busy` registers."""
         at = self.address(size, align)
         free = [r for r in (self.gpr() for _ in range(40)) if r not in busy]
         base, index = free[0], free[1]
@@ -212,7 +215,7 @@ class Base:
         return [f"{op}{SUFFIX[s]} {reg(self.gpr(), s)}, {reg(self.gpr(), s)}"]
 
     def neutral(self) -> Atom:
-        """One instruction that leaves flags alone, mostly with memory: the translator must keep them over it."""
+        """An instruction that leaves flags alone, mostly with memory: the translator must keep them."""
         s = self.size()
         a, b = self.gpr(), self.gpr()
         match self.rng.randrange(6):
@@ -229,7 +232,7 @@ class Base:
         return [f"mov{SUFFIX[s]} {reg(a, s)}, {reg(b, s)}"]
 
     def settle(self, defined: str) -> Atom:
-        """After an instruction that defines only the flags named: reads them, perhaps later, and defines the rest."""
+        """After an instruction that defines only these flags: reads them, perhaps later, defines the rest."""
         readers = {"c": ["c", "nc"], "z": ["z", "nz"], "s": ["s", "ns"], "p": ["p", "np"], "o": ["o", "no"]}
         lines: Atom = []
         for flag in defined:

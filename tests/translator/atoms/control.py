@@ -26,7 +26,7 @@ class Control(Base):
     def repeat(self) -> Atom:
         """A loop with its counter in memory."""
         top, counter = self.label(), SCRATCH + 8 * self.rng.randint(0, 30)
-        # The counter must not be that of a loop around this one: the number of labels so far tells them apart.
+        # Not the counter of a loop around this one: the number of labels so far tells them apart.
         counter = SCRATCH + 8 * (self.labels % 60)
         return [
             f"movl ${self.rng.randint(2, 9)}, {counter:#x}",

@@ -66,7 +66,7 @@ class Faults(Base):
             "fld1",
             "fstp %st(0)",
             "movq %mm0, %mm1",
-            "fldcw %s" % f"{at + 8:#x}",
+            f"fldcw {at + 8:#x}",
             "emms",
             f"fstpl {at + 16:#x}",
         )

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from tests.translator.atoms.base import DATA, PAGE, SCRATCH, SUFFIX, Atom, Base, reg
 
+
+def sized(text: str) -> list[tuple[str, int]]:
+    """Pairs of a name and the bytes of its memory operand."""
+    return [(name, int(size)) for name, size in (word.split(":") for word in text.split())]
+
+
 SSE_PACKED = """addps subps mulps divps minps maxps sqrtps rcpps rsqrtps andps andnps orps xorps unpcklps unpckhps
-addpd subpd mulpd divpd minpd maxpd sqrtpd andpd andnpd orpd xorpd unpcklpd unpckhpd haddps haddpd hsubps hsubpd addsubps
-addsubpd movshdup movsldup cvtdq2ps cvtps2dq cvttps2dq cvtpd2dq cvttpd2dq cvtpd2ps paddb paddw paddd paddq psubb psubw psubd
-psubq paddsb paddsw paddusb paddusw psubsb psubsw psubusb psubusw pmullw pmulhw pmulhuw pmuludq pmaddwd psadbw pavgb pavgw
-pminub pmaxub pminsw pmaxsw pand pandn por pxor pcmpeqb pcmpeqw pcmpeqd pcmpgtb pcmpgtw pcmpgtd punpcklbw punpcklwd punpckldq
-punpcklqdq punpckhbw punpckhwd punpckhdq punpckhqdq packsswb packssdw packuswb psllw pslld psllq psrlw psrld psrlq psraw
+addpd subpd mulpd divpd minpd maxpd sqrtpd andpd andnpd orpd xorpd unpcklpd unpckhpd haddps haddpd hsubps
+hsubpd addsubps addsubpd movshdup movsldup cvtdq2ps cvtps2dq cvttps2dq cvtpd2dq cvttpd2dq cvtpd2ps paddb
+paddw paddd paddq psubb psubw psubd psubq paddsb paddsw paddusb paddusw psubsb psubsw psubusb psubusw
+pmullw pmulhw pmulhuw pmuludq pmaddwd psadbw pavgb pavgw pminub pmaxub pminsw pmaxsw pand pandn por pxor
+pcmpeqb pcmpeqw pcmpeqd pcmpgtb pcmpgtw pcmpgtd punpcklbw punpcklwd punpckldq punpcklqdq punpckhbw
+punpckhwd punpckhdq punpckhqdq packsswb packssdw packuswb psllw pslld psllq psrlw psrld psrlq psraw
 psrad""".split()
-SSE_SCALAR = [
-    *((op + "ss", 4) for op in "add sub mul div min max sqrt rcp rsqrt".split()),
-    *((op + "sd", 8) for op in "add sub mul div min max sqrt".split()),
-    *[("cvtss2sd", 4), ("cvtsd2ss", 8), ("cvtps2pd", 8), ("cvtdq2pd", 8), ("movddup", 8)],
-]
-SSE_IMM = [("shufps", 16), ("shufpd", 16), ("pshufd", 16), ("pshuflw", 16), ("pshufhw", 16), ("cmpps", 16), ("cmppd", 16),
-           ("cmpss", 4), ("cmpsd", 8)]  # fmt: skip
+SSE_SCALAR = sized(
+    """addss:4 subss:4 mulss:4 divss:4 minss:4 maxss:4 sqrtss:4 rcpss:4 rsqrtss:4 addsd:8 subsd:8 mulsd:8
+    divsd:8 minsd:8 maxsd:8 sqrtsd:8 cvtss2sd:4 cvtsd2ss:8 cvtps2pd:8 cvtdq2pd:8 movddup:8"""
+)
+SSE_IMM = sized("""shufps:16 shufpd:16 pshufd:16 pshuflw:16 pshufhw:16 cmpps:16 cmppd:16 cmpss:4 cmpsd:8""")
 # name, bytes, l: loads, s: stores, a: aligned
 SSE_MOVES = [
     *((op, 16, "lsa") for op in "movaps movapd movdqa".split()),
@@ -26,18 +31,19 @@ SSE_MOVES = [
     *((op, 8, "ls") for op in "movlps movhps movlpd movhpd movq movsd".split()),
     *[("movss", 4, "ls"), ("lddqu", 16, "l")],
 ]
-SSE_REGISTER_MOVES = "movaps movups movdqa movdqu movapd movss movsd movq movhlps movlhps".split()
-MMX = """paddb paddw paddd paddq psubb psubw psubd psubq paddsb paddusw psubsw psubusb pmullw pmulhw pmulhuw pmuludq pmaddwd
-psadbw pavgb pavgw pminub pmaxub pminsw pmaxsw pand pandn por pxor pcmpeqb pcmpeqw pcmpeqd pcmpgtb pcmpgtw pcmpgtd punpcklbw
-punpcklwd punpckldq punpckhbw punpckhwd punpckhdq packsswb packssdw packuswb psllw psrlq psrad""".split()
-X87_MEMORY = [("flds", 4), ("fldl", 8), ("fldt", 10), ("filds", 2), ("fildl", 4), ("fildq", 8), ("fsts", 4), ("fstl", 8),
-              ("fstps", 4), ("fstpl", 8), ("fstpt", 10), ("fists", 2), ("fistl", 4), ("fistps", 2), ("fistpl", 4),
-              ("fistpq", 8), ("fisttps", 2), ("fisttpl", 4), ("fisttpq", 8), ("fadds", 4), ("faddl", 8), ("fsubs", 4),
-              ("fsubrl", 8), ("fmuls", 4), ("fmull", 8), ("fdivs", 4), ("fdivrl", 8), ("fiadds", 2), ("fiaddl", 4),
-              ("fimull", 4), ("fisubs", 2), ("fidivl", 4), ("fcoms", 4), ("fcompl", 8), ("ficoms", 2), ("ficompl", 4),
-              ("fbld", 10), ("fbstp", 10)]  # fmt: skip
-X87_PLAIN = """fld1 fldz fldpi fldl2e fldl2t fldlg2 fldln2 fabs fchs fsqrt frndint fscale fxtract fprem fprem1 fsin fcos fptan
-fpatan f2xm1 fyl2x ftst fxam fincstp fdecstp fnop fninit fnclex fwait fcompp fucompp emms""".split()
+SSE_REGISTER_MOVES = """movaps movups movdqa movdqu movapd movss movsd movq movhlps movlhps""".split()
+MMX = """paddb paddw paddd paddq psubb psubw psubd psubq paddsb paddusw psubsw psubusb pmullw pmulhw pmulhuw
+pmuludq pmaddwd psadbw pavgb pavgw pminub pmaxub pminsw pmaxsw pand pandn por pxor pcmpeqb pcmpeqw
+pcmpeqd pcmpgtb pcmpgtw pcmpgtd punpcklbw punpcklwd punpckldq punpckhbw punpckhwd punpckhdq packsswb
+packssdw packuswb psllw psrlq psrad""".split()
+X87_MEMORY = sized(
+    """flds:4 fldl:8 fldt:10 filds:2 fildl:4 fildq:8 fsts:4 fstl:8 fstps:4 fstpl:8 fstpt:10 fists:2 fistl:4
+    fistps:2 fistpl:4 fistpq:8 fisttps:2 fisttpl:4 fisttpq:8 fadds:4 faddl:8 fsubs:4 fsubrl:8
+    fmuls:4 fmull:8 fdivs:4 fdivrl:8 fiadds:2 fiaddl:4 fimull:4 fisubs:2 fidivl:4 fcoms:4 fcompl:8
+    ficoms:2 ficompl:4 fbld:10 fbstp:10"""
+)
+X87_PLAIN = """fld1 fldz fldpi fldl2e fldl2t fldlg2 fldln2 fabs fchs fsqrt frndint fscale fxtract fprem fprem1
+fsin fcos fptan fpatan f2xm1 fyl2x ftst fxam fincstp fdecstp fnop fninit fnclex fwait fcompp fucompp emms""".split()
 
 
 class Fpu(Base):
@@ -203,7 +209,7 @@ class Fpu(Base):
         return [f"movw ${value:#x}, {at:#x}", f"fldcw {at:#x}"]
 
     def fpu_image(self) -> Atom:
-        """Images in memory hold addresses of instructions, which differ: they are cleared before anybody looks."""
+        """Images in memory hold addresses of instructions, which differ: they are cleared at once."""
         at = self.address(512, 16, reach=512)
         match self.rng.randrange(4):
             case 0:

@@ -122,9 +122,10 @@ class Integer(Base):
         op = self.pick("bt", "bts", "btr", "btc")
         if self.chance(0.3):
             setup, m = self.rm(s)
+            lock = self.pick("", "lock ") if op != "bt" and m[0] != "%" else ""
             lines = [
                 *setup,
-                f"{self.pick('', 'lock ') if op != 'bt' and m[0] != '%' else ''}{op}{SUFFIX[s]} ${self.rng.randint(0, 255)}, {m}",
+                f"{lock}{op}{SUFFIX[s]} ${self.rng.randint(0, 255)}, {m}",
             ]
         elif self.chance(0.3):
             lines = [f"{op}{SUFFIX[s]} {reg(self.gpr(), s)}, {reg(self.gpr(), s)}"]
@@ -174,7 +175,7 @@ class Integer(Base):
         op = self.pick("div", "idiv")
         lines = [*setup]
         if m[0] == "%":
-            divisor = self.rng.choice([r for r in (1, 3, 5, 6, 8, 10, 11, 15)])
+            divisor = self.rng.choice((1, 3, 5, 6, 8, 10, 11, 15))
             m = reg(divisor, s)
         lines.append(f"or{SUFFIX[s]} $64, {m}")
         if s == 1:
@@ -226,10 +227,8 @@ class Integer(Base):
             case 4:
                 return [f"{self.pick('inc', 'dec', 'neg', 'not')} {h}", f"set{self.condition()} {h2}"]
             case 5:
-                wide = self.rng.choice((2, 4))
-                return [
-                    f"mov{self.pick('z', 's')}b{SUFFIX[wide]} {h}, {reg(self.rng.choice((0, 1, 2, 3, 5, 6, 7)), wide)}"
-                ]
+                wide, low_half = self.rng.choice((2, 4)), self.rng.choice((0, 1, 2, 3, 5, 6, 7))
+                return [f"mov{self.pick('z', 's')}b{SUFFIX[wide]} {h}, {reg(low_half, wide)}"]
             case 6:
                 return [
                     f"{self.pick('shl', 'shr', 'sar')} $1, {h}",

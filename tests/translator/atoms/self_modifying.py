@@ -9,8 +9,8 @@ class SelfModifying(Base):
     """Code that changes."""
 
     #
-    # No instruction is changed into one that reads more flags of what came before the store: the translator may have
-    # dropped them (README.md).
+    # No instruction is changed into one that reads more flags of what came before the store: the translator
+    # may have dropped them (README.md).
 
     def patch(self, place: str, size: int, value: str) -> Atom:
         """Stores a constant to code: at its own address or through the alias."""
@@ -39,13 +39,16 @@ class SelfModifying(Base):
         here, r, s = self.label(), self.rng.choice((3, 5, 6, 7, 8, 10, 15)), self.size()
         at = f"{here}+{CODE_ALIAS - CODE + self.rng.randint(-8, 8):#x}"
         pointer = f"mov ${at}, {reg(r, 4)}"
-        store = self.rng.choice((
-            [f"mov ({reg(r, 8)}), {reg(1, s)}", f"mov {reg(1, s)}, ({reg(r, 8)})"],
-            [f"movups ({reg(r, 8)}), %xmm2", f"movups %xmm2, ({reg(r, 8)})"],
-            [f"xor %eax, %eax; lock xadd %rax, ({reg(r, 8)})"], [f"orl $0, ({reg(r, 8)})"],
-            [f"pushq ({reg(r, 8)})", f"popq ({reg(r, 8)})"],
-            [f"mov ${at}, %esi; mov %esi, %edi; mov ${self.rng.randint(1, 30)}, %ecx; cld; rep movsb"],
-        ))  # fmt: skip
+        store = self.rng.choice(
+            (
+                [f"mov ({reg(r, 8)}), {reg(1, s)}", f"mov {reg(1, s)}, ({reg(r, 8)})"],
+                [f"movups ({reg(r, 8)}), %xmm2", f"movups %xmm2, ({reg(r, 8)})"],
+                [f"xor %eax, %eax; lock xadd %rax, ({reg(r, 8)})"],
+                [f"orl $0, ({reg(r, 8)})"],
+                [f"pushq ({reg(r, 8)})", f"popq ({reg(r, 8)})"],
+                [f"mov ${at}, %esi; mov %esi, %edi; mov ${self.rng.randint(1, 30)}, %ecx; cld; rep movsb"],
+            )
+        )
         return [pointer, f"{here}:", *store, *self.definer()]
 
     def patched_opcode(self) -> Atom:
@@ -63,16 +66,34 @@ class SelfModifying(Base):
 
     def patched_jump(self) -> Atom:
         target, one, two, end = (self.label() for _ in range(4))
-        return [*self.patch(f"{target}+1", 1, f"({two}-{target}-2)"), *self.neutral(), f"{target}:", f"jmp {one}",
-                f"{one}:", "add $3, %r10", f"jmp {end}", f"{two}:", "sub $5, %r11", f"{end}:"]  # fmt: skip
+        return [
+            *self.patch(f"{target}+1", 1, f"({two}-{target}-2)"),
+            *self.neutral(),
+            f"{target}:",
+            f"jmp {one}",
+            f"{one}:",
+            "add $3, %r10",
+            f"jmp {end}",
+            f"{two}:",
+            "sub $5, %r11",
+            f"{end}:",
+        ]
 
     def patched_loop(self) -> Atom:
         """Its own code changes in each iteration."""
         top, target, counter = self.label(), self.label(), SCRATCH + 8 * (self.labels % 60)
         where = self.pick(f"{target}+2(%rip)", f"{target}+2+{CODE_ALIAS - CODE:#x}")
         store = self.pick(f"incb {where}", f"lock addb $3, {where}", f"xorb $5, {where}", f"mov %cl, {where}")
-        return [f"movl ${self.rng.randint(2, 12)}, {counter:#x}", f"{top}:", *self.body(1), f"{target}:", "add $1, %ecx", store,
-                f"decl {counter:#x}", f"jnz {top}"]  # fmt: skip
+        return [
+            f"movl ${self.rng.randint(2, 12)}, {counter:#x}",
+            f"{top}:",
+            *self.body(1),
+            f"{target}:",
+            "add $1, %ecx",
+            store,
+            f"decl {counter:#x}",
+            f"jnz {top}",
+        ]
 
     def patched_function(self) -> Atom:
         function, target, after, r = (
@@ -101,23 +122,39 @@ class SelfModifying(Base):
         at = f"{place}+{self.rng.randrange(0, 32)}"
         aligned = f"{place}+{CODE_ALIAS - CODE:#x}"
         alias = f"{at}+{CODE_ALIAS - CODE:#x}"
-        fpu_clear = [f"movw $0, {aligned}+6", f"movq $0, {aligned}+8", f"movq $0, {aligned}+16"]
-        store = self.rng.choice((
-            [f"movups %xmm3, {alias}"], [f"movaps %xmm3, {aligned}"], [f"lock xadd %r10, {alias}"], [f"xchg %r15b, {alias}"],
-            [f"mov ${alias}, %rsp", "push %r10", "push %rax", "pop %rbx", self.recentre()],
-            [f"mov ${alias}, %rsp", "pushq $5", "pushw $5", f"pushq {DATA:#x}", self.recentre()],
-            [f"mov ${alias}, %rsp", "cmp %al, %bl", "pushfq", self.recentre()],
-            [f"mov ${alias}, %rsp", f"call {after}", f"{after}:", self.recentre()],
-            [f"mov ${alias}, %rsp", "mov %rsp, %rbp", "enter $8, $2", "mov $5, %ebp", self.recentre()],
-            [f"mov ${alias}, %edi", "mov $40, %ecx", "cld", "rep stosb"],
-            [f"mov ${alias}, %edi", f"mov ${self.address(80, reach=80)}, %esi", "mov $9, %ecx", "cld", "rep movsq"],
-            [f"mov ${alias}+40, %edi", "mov $4, %ecx", "std", "rep stosq", "cld"], [f"mov ${alias}, %edi", "stosl"],
-            [f"lock cmpxchg16b {aligned}"], [f"cmpxchg8b {alias}"], [f"btsl $5, {alias}", "cmp %r10, %r11"],
-            [f"fld1; fstpt {alias}"], [f"fxsave64 {aligned}", *fpu_clear], [f"setc {alias}"], [f"mov %ah, {alias}"],
-            [f"movnti %r11, {alias}"], [f"movlps %xmm4, {alias}"], [f"popq {alias}"], [f"mov %fs, {alias}"],
-            [f"stmxcsr {alias}"], [f"shll %cl, {alias}", "cmp %eax, %ebx"], [f"movntq %mm0, {alias}"],
-            [f"movabs %eax, {alias}"], ["push $0x202", f"popq {alias}"], [f"incl {alias}"],
-        ))  # fmt: skip
+        stack, di, back = f"mov ${alias}, %rsp; ", f"mov ${alias}, %edi; ", f"; {self.recentre()}"
+        store = self.pick(
+            f"movups %xmm3, {alias}",
+            f"movaps %xmm3, {aligned}",
+            f"movlps %xmm4, {alias}",
+            f"movntq %mm0, {alias}",
+            f"stmxcsr {alias}",
+            f"fld1; fstpt {alias}",
+            f"fxsave64 {aligned}; movw $0, {aligned}+6; movq $0, {aligned}+8; movq $0, {aligned}+16",
+            f"lock xadd %r10, {alias}",
+            f"lock cmpxchg16b {aligned}",
+            f"cmpxchg8b {alias}",
+            f"xchg %r15b, {alias}",
+            f"incl {alias}",
+            f"btsl $5, {alias}; cmp %r10, %r11",
+            f"shll %cl, {alias}; cmp %eax, %ebx",
+            f"setc {alias}",
+            f"mov %ah, {alias}",
+            f"mov %fs, {alias}",
+            f"movnti %r11, {alias}",
+            f"movabs %eax, {alias}",
+            f"popq {alias}",
+            f"push $0x202; popq {alias}",
+            f"{stack}push %r10; push %rax; pop %rbx{back}",
+            f"{stack}pushq $5; pushw $5; pushq {DATA:#x}{back}",
+            f"{stack}cmp %al, %bl; pushfq{back}",
+            f"{stack}call {after}; {after}:{back}",
+            f"{stack}mov %rsp, %rbp; enter $8, $2; mov $5, %ebp{back}",
+            f"{di}mov $40, %ecx; cld; rep stosb",
+            f"{di}mov ${self.address(80, reach=80)}, %esi; mov $9, %ecx; cld; rep movsq",
+            f"mov ${alias}+40, %edi; mov $4, %ecx; std; rep stosq; cld",
+            f"{di}stosl",
+        ).split("; ")
         skip = self.label()
         return [
             *store,
@@ -130,7 +167,7 @@ class SelfModifying(Base):
         ]
 
     def patched_straddle(self) -> Atom:
-        """An instruction over a page end changes in its second half, which no other code shares a page with."""
+        """An instruction over a page end changes in its second half, in a page without other code."""
         function, go, r = self.label(), self.label(), self.rng.choice((0, 1, 2, 3, 6, 7))
         if self.chance(0.5):
             one, two = self.label(), self.label()
@@ -139,22 +176,49 @@ class SelfModifying(Base):
                 *self.patch(f"{function}+1", 4, f"({two}-{function}-5)"),
                 f"call {function}",
             ]
-            return [f"jmp {go}", f"{one}:", "add $3, %r10d", "ret", f"{two}:", "sub $9, %r11d", "ret", ".balign 4096, 0xcc",
-                    f".skip {PAGE - 1}, 0xcc", f"{function}:", f".byte 0xe9; .long {one}-{function}-5", ".balign 4096, 0xcc",
-                    f"{go}:", *calls]  # fmt: skip
+            return [
+                f"jmp {go}",
+                f"{one}:",
+                "add $3, %r10d",
+                "ret",
+                f"{two}:",
+                "sub $9, %r11d",
+                "ret",
+                ".balign 4096, 0xcc",
+                f".skip {PAGE - 1}, 0xcc",
+                f"{function}:",
+                f".byte 0xe9; .long {one}-{function}-5",
+                ".balign 4096, 0xcc",
+                f"{go}:",
+                *calls,
+            ]
         cut = self.rng.randint(1, 4)
         part = f"{function}+{self.rng.randint(cut, 4)}"
         calls = [f"call {function}", *self.patch(part, 1, str(self.imm(1))), f"call {function}"]
-        return [f"jmp {go}", ".balign 4096, 0xcc", f".skip {PAGE - cut}, 0xcc", f"{function}:", f"mov $7, {reg(r, 4)}", "ret",
-                ".balign 4096, 0xcc", f"{go}:", *calls]  # fmt: skip
+        return [
+            f"jmp {go}",
+            ".balign 4096, 0xcc",
+            f".skip {PAGE - cut}, 0xcc",
+            f"{function}:",
+            f"mov $7, {reg(r, 4)}",
+            "ret",
+            ".balign 4096, 0xcc",
+            f"{go}:",
+            *calls,
+        ]
 
     def crossing_store(self) -> Atom:
         """Over the end of a page, code on both sides."""
         edge, go, s = self.label(), self.label(), self.rng.choice((2, 4, 8))
         where = f"{edge}-{self.rng.randint(1, s - 1)}"
         where = self.pick(f"{where}(%rip)", f"{where}+{CODE_ALIAS - CODE:#x}")
-        op = self.pick(f"mov {reg(self.gpr(), s)}, {where}", f"add{SUFFIX[s]} ${self.imm(1)}, {where}", f"lock xadd {reg(self.gpr(), s)}, {where}",
-                       f"movups %xmm1, {where}")  # fmt: skip
+        r = reg(self.gpr(), s)
+        op = self.pick(
+            f"mov {r}, {where}",
+            f"add{SUFFIX[s]} ${self.imm(1)}, {where}",
+            f"lock xadd {r}, {where}",
+            f"movups %xmm1, {where}",
+        )
         return [
             f"jmp {go}",
             ".balign 4096, 0xcc",
@@ -169,8 +233,20 @@ class SelfModifying(Base):
     def generated(self) -> Atom:
         """A function is copied and called where it was copied to, then another at the same place."""
         one, one_end, two, two_end, place, go = (self.label() for _ in range(6))
-        lines = [f"jmp {go}", f"{one}:", f"mov ${self.imm(4)}, %eax", "lea 3(%r10,%r11), %r10", "ret", f"{one_end}:",
-                 f"{two}:", "add $9, %r15d", f"xor ${self.imm(1)}, %r11", "test %eax, %eax", "ret", f"{two_end}:"]  # fmt: skip
+        lines = [
+            f"jmp {go}",
+            f"{one}:",
+            f"mov ${self.imm(4)}, %eax",
+            "lea 3(%r10,%r11), %r10",
+            "ret",
+            f"{one_end}:",
+            f"{two}:",
+            "add $9, %r15d",
+            f"xor ${self.imm(1)}, %r11",
+            "test %eax, %eax",
+            "ret",
+            f"{two_end}:",
+        ]
         lines += [f"{place}:", ".skip 48, 0xcc", f"{go}:"]
         for _ in range(self.rng.randint(2, 4)):
             source, end = self.rng.choice(((one, one_end), (two, two_end)))

@@ -12,9 +12,10 @@ class Stack(Base):
         n = self.rng.randint(1, 9)
         lines = []
         if self.chance(0.3):
-            lines.append(
-                f"mov ${STACK + self.rng.randint(1, 2) * PAGE + self.rng.randint(-4, 8) * 8 + self.pick_offset():#x}, %rsp"
+            near_page_end = (
+                STACK + self.rng.randint(1, 2) * PAGE + self.rng.randint(-4, 8) * 8 + self.pick_offset()
             )
+            lines.append(f"mov ${near_page_end:#x}, %rsp")
         lines += [f"push {reg(self.gpr() if self.chance(0.9) else RSP, 8)}" for _ in range(n)]
         if self.chance(0.3):
             lines += self.neutral()

@@ -1,0 +1,42 @@
+"""What CPUID does not offer is #UD at the instruction, with nothing changed, whatever the host's CPU can do."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.translator.atoms.base import INVALID, Program
+from tests.translator.conftest import Checker
+
+FAMILIES = {
+    "ssse3": "0f 38 00 c1, 66 0f 38 00 c1, 0f 3a 0f c1 05, 66 0f 38 1c c1",
+    "sse4": """66 0f 38 17 c1, 66 0f 3a 0f c1 05, 66 0f 3a 63 c1 0c, f2 0f 38 f1 c1, 66 0f 38 37 c1,
+        66 0f 38 2a 00""",
+    "popcnt": "f3 0f b8 c1, f3 48 0f b8 c1, 66 f3 0f b8 c1, f3 0f b8 03",
+    "aes, pclmul, sha": "66 0f 38 dc c1, 66 0f 3a 44 c1 00, 0f 38 c8 c1",
+    "movbe, adx": "0f 38 f0 03, 0f 38 f1 03, 66 0f 38 f6 c1, f3 0f 38 f6 c1",
+    "rdrand, rdseed, rdpid": "0f c7 f0, 48 0f c7 f0, 0f c7 f8, f3 0f c7 f8",
+    "fsgsbase": "f3 0f ae c0, f3 48 0f ae c8, f3 48 0f ae d0, f3 48 0f ae d8",
+    "xsave": "0f ae 20, 48 0f ae 20, 0f ae 28, 0f ae 30, 0f c7 20, 0f c7 18, 0f c7 28",
+    "vex": "c5 f8 77, c5 f8 28 c1, c5 fc 58 c1, c4 e2 79 00 c1, c4 e2 f8 f2 c1, c4 c1 7a 6f 03, c5 f0 41 c2",
+    "evex": "62 f1 7c 48 58 c1, 62 f1 fe 48 6f 03, 62 e1 7c 48 28 c0",
+    "tsx": "c7 f8 00 00 00 00, c6 f8 01, 66 0f 38 82 03",
+    "cet, clwb, clflushopt, ptwrite, getsec": "f3 0f ae e8, 66 0f ae 38, 66 0f ae 30, f3 0f ae 20, 0f 37",
+    "three-d-now": "0f 0f c1 9e, 0f 0e, 0f 0f 03 bf",
+    "undefined": """0f 0b, 0f ff c0, 0f b9 c0, 0f 04, 06, 07, 0e, 16, 17, 1e, 1f, 27, 2f, 37, 3f, 60, 61, 62, c4, c5,
+        ce, d6, 82 c0 01, d4 0a, d5 0a, 9a 00 00 00 00 00 00, ea 00 00 00 00 00 00""",
+    "lock that may not be": """f0 90, f0 01 c0, f0 8b 03, f0 89 03, f0 39 03, f0 0f a3 03, f0 ff 33, f0 a4,
+        f0 0f 58 c1, f0 f7 23, f0 d3 23, f0 0f af 03, f0 e9 00 00 00 00, f0 85 03""",
+    "sse without its prefix": """f3 0f fc c1, f2 0f ef c1, f3 0f 28 c1, 66 0f 13 c1, 0f 6c c1, 0f 7c c1,
+        f2 0f 77, 66 0f f0 03, f2 0f f0 c1, 0f 71 c1 00, 0f c3 c0, 66 0f c3 03""",
+    "too long": """66 66 66 66 66 66 66 66 66 66 66 66 66 66 66 90,
+        2e 2e 2e 2e 2e 2e 2e 2e 48 b8 01 02 03 04 05 06 07 08""",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_invalid(checker: Checker, family: str) -> None:
+    programs = []
+    for text in FAMILIES[family].split(","):
+        data = ", ".join(f"0x{byte}" for byte in text.split())
+        programs.append(Program(len(programs), [[f".byte {data}", "nop", "nop"]], flags=INVALID))
+    checker.check(programs)
