@@ -149,11 +149,13 @@ void cache_flush(struct engine_vcpu *e)
 struct block *block_lookup(struct engine_vcpu *e, uint64_t pc, unsigned mode)
 {
     struct engine_domain *ed = e->vcpu->domain->engine;
-    mfn_t mfn = mmu_fetch_frame(e, pc);
-    if (mfn_eq(mfn, INVALID_MFN))
-        return NULL;
+    mfn_t mfn = INVALID_MFN; /* walked for when there is a candidate */
     for (struct block *b = ed->hash[hash_of(pc)]; b; b = b->hash_next) {
-        if (b->pc != pc || b->mode != mode || !mfn_eq(b->mfn, mfn))
+        if (b->pc != pc || b->mode != mode)
+            continue;
+        if (mfn_eq(mfn, INVALID_MFN) && mfn_eq(mfn = mmu_fetch_frame(e, pc), INVALID_MFN))
+            return NULL;
+        if (!mfn_eq(b->mfn, mfn))
             continue;
         if (mfn_eq(b->mfn2, INVALID_MFN) || mfn_eq(b->mfn2, mmu_fetch_frame(e, page_of(pc) + PAGE_SIZE)))
             return b;

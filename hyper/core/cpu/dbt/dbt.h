@@ -152,6 +152,7 @@ struct block {
 struct page_blocks { struct block *block; struct page_blocks *next; };
 
 #define BLOCK_HASH_BITS 15
+#define LIVENESS_ENTRIES 4096
 #define HOT_BYTES (48u << 20)
 #define COLD_BYTES (48u << 20)
 #define CACHE_BYTES (HOT_BYTES + COLD_BYTES)
@@ -187,7 +188,8 @@ struct engine_domain {
     uint32_t *fault_offset;
     uint64_t *fault_pc;
     _Atomic uint32_t nr_faults;
-    uint64_t liveness_generation;
+    uint64_t liveness_generation;   /* bumped when code changes */
+    struct { uint64_t pc, generation; mfn_t mfn; uint16_t live; } liveness[LIVENESS_ENTRIES]; /* what live_at found */
     bool kernel_low_code;           /* kernel code was run below CHAIN_START */
     uint8_t ungroup[1 << 12];       /* failures of grouped stack accesses by hashed pc: see group_failed */
     uint64_t top_l4_entry;          /* last seen entry 511: chains across pages rest on it */

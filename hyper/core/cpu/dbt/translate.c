@@ -102,7 +102,7 @@ static bool needs_flags(const struct insn *i, uint16_t live_after)
 
 /* Flags read from pc on before they are overwritten: looks a few instructions ahead in the block's own page, whose frame
  * is registered, so that a change of those bytes kills this block too. */
-static uint16_t live_at(struct translator *t, uint64_t pc, unsigned depth)
+static uint16_t look_ahead(struct translator *t, uint64_t pc, unsigned depth)
 {
     uint16_t dead = 0, live = 0;
     if (depth > 4)
@@ -118,15 +118,31 @@ static uint16_t live_at(struct translator *t, uint64_t pc, unsigned depth)
             return live;
         switch (i.kind) {
         case INSN_JMP: pc = i.target; continue;
-        case INSN_CALL: return live | (live_at(t, i.target, depth + 1) & ~dead);
+        case INSN_CALL: return live | (look_ahead(t, i.target, depth + 1) & ~dead);
         case INSN_JCC: case INSN_JRCXZ:
-            return live | ((live_at(t, i.target, depth + 1) | live_at(t, pc + i.length, depth + 1)) & ~dead);
+            return live | ((look_ahead(t, i.target, depth + 1) | look_ahead(t, pc + i.length, depth + 1)) & ~dead);
         }
         if (insn_ends_block(&i))
             return live | (X86_STATUS & ~dead);
         pc += i.length;
     }
     return live | (X86_STATUS & ~dead);
+}
+
+static uint16_t live_at(struct translator *t, uint64_t pc)
+{
+    struct engine_domain *ed = t->ed;
+    typeof(&ed->liveness[0]) known = &ed->liveness[pc * 0x9e3779b97f4a7c15ull >> 52];
+    _Static_assert(LIVENESS_ENTRIES == 1 << (64 - 52), "the hash");
+    if (page_of(pc) != t->page_vaddr)
+        return X86_STATUS;
+    if (known->pc != pc || known->generation != ed->liveness_generation || !mfn_eq(known->mfn, t->b->mfn)) {
+        known->live = look_ahead(t, pc, 0);
+        known->pc = pc;
+        known->generation = ed->liveness_generation;
+        known->mfn = t->b->mfn;
+    }
+    return known->live;
 }
 
 /* ---- addresses -------------------------------------------------------------------------------------------------- */
@@ -339,7 +355,7 @@ static void emit_check_pc(struct translator *t, uint64_t pc, const uint8_t *miss
 static void emit_landing(struct translator *t, uint64_t pc)
 {
     emit_check_pc(t, pc, t->ed->tr.jump_indirect[t->user]);
-    if (live_at(t, pc, 0))
+    if (live_at(t, pc))
         restore_flags(t, false);
     emit_link(t, 0xe9, pc);
 }
@@ -979,10 +995,10 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
 static uint16_t live_at_end(struct translator *t, const struct insn *last)
 {
     switch (last->kind) {
-    case INSN_JCC: case INSN_JRCXZ: return live_at(t, last->target, 0) | live_at(t, last->pc + last->length, 0);
-    case INSN_JMP: case INSN_CALL: return live_at(t, last->target, 0);
+    case INSN_JCC: case INSN_JRCXZ: return live_at(t, last->target) | live_at(t, last->pc + last->length);
+    case INSN_JMP: case INSN_CALL: return live_at(t, last->target);
     }
-    return insn_ends_block(last) ? X86_STATUS : live_at(t, last->pc + last->length, 0);
+    return insn_ends_block(last) ? X86_STATUS : live_at(t, last->pc + last->length);
 }
 
 static bool may_loop(const struct insn *last)
@@ -1076,6 +1092,17 @@ static void emit_block(struct translator *t, const struct insn *insns, unsigned 
     }
 }
 
+/* Targets that are translated already need no exit to be linked. */
+static void link_what_is_there(struct translator *t)
+{
+    for (unsigned k = 0; k < t->b->nr_links; k++) {
+        struct link *l = &t->b->links[k];
+        struct block *to = may_chain(t, l->pc) ? block_lookup(t->e, l->pc, t->b->mode) : NULL;
+        if (to)
+            block_link(l, to);
+    }
+}
+
 struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
 {
     struct engine_domain *ed = e->vcpu->domain->engine;
@@ -1108,5 +1135,7 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
         block_insert(ed, t.b);
     else
         t.b->dead = true;
+    if (cached && !t.single)
+        link_what_is_there(&t);
     return t.b;
 }
