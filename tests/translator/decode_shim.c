@@ -15,8 +15,11 @@ void decode_many(const uint8_t *bytes, unsigned stride, unsigned count, struct d
     for (unsigned k = 0; k < count; k++) {
         struct insn i;
         decode(&i, bytes + (uint64_t)k * stride, 0x1000);
-        out[k] = (struct decoded){i.length, i.kind, i.map, i.opcode, i.operand_size, i.memory_size, i.access, i.has_modrm, i.mod,
-                                  i.reg, i.rm, i.fpu, i.may_fault, i.prefix_lock, i.rip_relative, i.address_32, i.segment, i.scale, i.base, i.index,
-                                  i.flags_read, i.flags_kill, i.flags_touch, i.disp};
+        out[k] = (struct decoded){
+            i.length, i.kind,       i.map,         i.opcode,       i.operand_size, i.memory_size, i.access,     i.has_modrm,
+            i.mod,    i.reg,        i.rm,          i.fpu,          i.may_fault,    i.prefix_lock, i.rip_relative,
+            i.address_32, i.segment, i.scale,      i.base,         i.index,        i.flags_read,  i.flags_kill,
+            i.flags_touch, i.disp,
+        };
     }
 }

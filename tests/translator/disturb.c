@@ -27,13 +27,14 @@ static void disturb_now(struct domain *d, struct vcpu *curr)
         return;
     totals.disturbed++;
     struct page_info *data = guest_page_info(m, POOL_DATA, random_below(DATA_PAGES * options.vcpus));
+    struct page_info *stack = guest_page_info(m, POOL_STACK, random_below(STACK_PAGES * options.vcpus));
     switch (random_below(9)) {
     case 0: engine()->flush_tlb(d, curr, curr, FLUSH_ALL); break;
     case 1: engine()->flush_tlb(d, curr, NULL, FLUSH_USER_HALF); break;
     case 2: kill_code_at(curr, curr->cpu->rip); break;
     case 3: engine()->flush_page(d, curr, NULL, windows[WINDOW_DATA].vaddr + random_below(DATA_PAGES) * PAGE_SIZE); break;
     case 4: engine()->revoke_frame(d, curr, data, random_below(2)); break;
-    case 5: engine()->revoke_frame(d, curr, guest_page_info(m, POOL_STACK, random_below(STACK_PAGES)), random_below(2)); break;
+    case 5: engine()->revoke_frame(d, curr, stack, random_below(2)); break;
     case 6: engine()->unmap_code(d, curr, guest_page_info(m, POOL_CODE, random_below(CODE_PAGES))); break;
     case 7: vcpu_kick(curr); break;
     case 8:

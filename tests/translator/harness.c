@@ -26,7 +26,8 @@ static void on_lost_fault(int number, siginfo_t *info, void *context)
         fprintf(stderr, "code at %p:", (void *)b->checked_entry);
         for (const uint8_t *p = b->checked_entry; p < b->checked_entry + 160; p++)
             fprintf(stderr, " %02x", *p);
-        fprintf(stderr, "\nsignal %d, vector %d, address %p in translated code at offset %#llx (hot to %#llx), block of pc %#llx\n",
+        fprintf(stderr, "\nsignal %d, vector %d, address %p in translated code at offset %#llx (hot to %#llx), "
+                "block of pc %#llx\n",
                 number, (int)g[REG_TRAPNO], info->si_addr, (unsigned long long)offset,
                 (unsigned long long)(ed->hot - ed->cache), (unsigned long long)b->pc);
     } else
@@ -53,8 +54,10 @@ static void on_alarm(int number)
 {
     (void)number;
     char text[200];
-    int n = snprintf(text, sizeof(text), "{\"failed\": %u, \"mismatch\": \"no end within %u s, %s, guest rip %#llx\"}\n", here.index,
-                     options.seconds, native_active ? "native" : "translated", (unsigned long long)v->cpu->rip);
+    const char *side = native_active ? "native" : "translated";
+    native_abandon();
+    int n = snprintf(text, sizeof(text), "{\"failed\": %u, \"mismatch\": \"no end within %u s, %s, guest rip %#llx\"}\n",
+                     here.index, options.seconds, side, (unsigned long long)v->cpu->rip);
     if (write(1, text, n) < 0 || 1)
         _exit(4);
 }
@@ -77,7 +80,8 @@ static const char *parse(int argc, char **argv)
     int c;
     static const struct option longer[] = {{"runs", 1, 0, 'r'},    {"kick-us", 1, 0, 'k'}, {"disturb", 1, 0, 'd'},
                                            {"cache-kib", 1, 0, 'c'}, {"only", 1, 0, 'o'},  {"trace", 0, 0, 't'},
-                                           {"seconds", 1, 0, 's'}, {"vcpus", 1, 0, 'p'}, {"pair", 0, 0, '2'}, {"verbose", 0, 0, 'v'}, {0}};
+                                           {"seconds", 1, 0, 's'}, {"vcpus", 1, 0, 'p'}, {"pair", 0, 0, '2'},
+                                           {"verbose", 0, 0, 'v'}, {0}};
     while ((c = getopt_long(argc, argv, "", longer, NULL)) != -1)
         switch (c) {
         case 'r': options.runs = atoi(optarg); break;

@@ -68,7 +68,7 @@ static bool lockstep(struct cpu_image *n)
 {
     struct cpu_image g;
     struct event ne, ge;
-    unsigned limit = options.trace ? 100000 : MAX_EVENTS;
+    unsigned limit = options.trace ? 5000 : MAX_EVENTS;
     for (here.event = 0; here.event < limit; here.event++) {
         if (n->rflags & X86_TF)
             note_undefined(n);

@@ -26,7 +26,8 @@ const struct window windows[NR_WINDOWS] = {
 /* The same windows once more in the kernel's high part, for guest kernel mode. */
 #define HIGH_BASE 0xffffffff80000000ull
 
-static const unsigned pool_pages[NR_POOLS] = {CODE_PAGES, DATA_PAGES * MAX_VCPUS_HERE, STACK_PAGES * MAX_VCPUS_HERE, BIG_PAGES};
+static const unsigned pool_pages[NR_POOLS] = {CODE_PAGES, DATA_PAGES * MAX_VCPUS_HERE, STACK_PAGES * MAX_VCPUS_HERE,
+                                              BIG_PAGES};
 
 _Noreturn void die(const char *format, ...)
 {
@@ -292,5 +293,6 @@ bool pv_read_descriptor(struct vcpu *v, uint16_t selector, uint64_t *descriptor)
 
 bool pv_ptwr_write(struct vcpu *v, uint64_t vaddr, uint64_t value, unsigned bytes)
 {
-    die("unexpected page table write %llx %llx %u of vCPU %u", (unsigned long long)vaddr, (unsigned long long)value, bytes, v->id);
+    die("unexpected page table write %llx %llx %u of vCPU %u", (unsigned long long)vaddr, (unsigned long long)value, bytes,
+        v->id);
 }

@@ -114,6 +114,12 @@ __attribute__((no_sanitize("address", "undefined"))) static void on_signal(int n
     g[REG_EFL] = 0x202;
 }
 
+void native_abandon(void)
+{
+    if (native_active)
+        raw_arch_prctl(ARCH_SET_FS, host_fs);
+}
+
 void native_run(struct cpu_image *c, struct event *e)
 {
     current = c;
@@ -169,7 +175,8 @@ static void map_windows(void)
     memset(memory, 0, bytes);
     for (int w = 0; w < NR_WINDOWS; w++) {
         void *at = (void *)windows[w].vaddr;
-        void *p = mmap(at, windows[w].pages * PAGE_SIZE, protection(windows[w].usual), MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE, fd,
+        int flags = MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE;
+        void *p = mmap(at, windows[w].pages * PAGE_SIZE, protection(windows[w].usual), flags, fd,
                        pool_start(windows[w].pool) * PAGE_SIZE);
         if (p != at)
             die("%p is taken", at);

@@ -21,6 +21,8 @@ void native_init(struct machine *m);
 uint8_t *native_page(enum pool pool, unsigned n);
 void native_protect(int window, unsigned page, enum permission perm, unsigned shown);
 extern volatile uint8_t native_active;
+/* In a signal handler: the host's fs base again, when a native run was interrupted. */
+void native_abandon(void);
 /* Runs from c until a fault or trap; c is the state there. */
 void native_run(struct cpu_image *c, struct event *e);
 #endif

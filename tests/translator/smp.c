@@ -16,7 +16,10 @@ struct result {
 };
 static struct result *results;
 
-static const struct { enum pool pool; unsigned pages; } private_pools[] = {{POOL_DATA, DATA_PAGES}, {POOL_STACK, STACK_PAGES}};
+static const struct { enum pool pool; unsigned pages; } private_pools[] = {
+    {POOL_DATA, DATA_PAGES},
+    {POOL_STACK, STACK_PAGES},
+};
 
 static void run_natively(unsigned index)
 {
@@ -92,11 +95,11 @@ static void *vcpu_thread(void *vcpu)
             unsigned index = v->id && (run & 2) ? (k * 7 + run) % n : k; /* both about the same, or far apart */
             if (!results[index].usable)
                 continue;
-            here = (struct here){.program = &blob.program[index], .index = index, .run = run, .mode = run & 1 ? KERNEL : USER};
+            here = (struct here){.program = &blob.program[index], .index = index, .run = run};
+            here.mode = run & 1 ? KERNEL : USER;
             alarm(options.seconds);
-            if (run_again(index)) {
+            if (run_again(index))
                 continue;
-            }
             totals.mismatches++;
             printf("{\"failed\": %u}\n", index);
         }

@@ -38,8 +38,9 @@ def test_code_that_runs_into_a_missing_page(checker: Checker) -> None:
 @pytest.mark.parametrize("flags", [0, NOT_HIGH], ids=["an entry changes", "another tree"])
 @pytest.mark.parametrize("before", ["nop; nop; nop; nop; nop", "jmp 7f; nop; nop; nop"])
 def test_code_pages_change_places(checker: Checker, flags: int, before: str) -> None:
-    """Page 2 of the code shows page 3 in every other run: calls into it, and the instruction 7 across its start,
-    go where the page tables say. A direct jump to 7 used to go on to the old page after a switch of address spaces.
+    """Page 2 of the code shows page 3 in every other run: calls into it, and the instruction 7 across its
+    start, go where the page tables say. A direct jump to 7 used to go on to the old page after a switch of
+    address spaces.
     """
     pages = "; ".join(f"{k}: .byte {k}, 0, 0, 0; {k}{k}: add ${k}, %r11d; ret; .balign 4096" for k in (1, 2))
     text = f"""

@@ -1,6 +1,6 @@
 """The decoder against capstone, and against the CPU: any bytes give a length of 1 to 15, the same as
-capstone's where both take them; the memory operand has capstone's size; odd encodings do what the CPU does; what
-is rejected among the SSE opcodes is #UD on the CPU, too.
+capstone's where both take them; the memory operand has capstone's size; odd encodings do what the CPU does;
+what is rejected among the SSE opcodes is #UD on the CPU, too.
 """
 
 from __future__ import annotations

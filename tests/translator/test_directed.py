@@ -73,7 +73,7 @@ def test_trap_flag_by_popf(checker: Checker) -> None:
 
 
 def test_flags_survive_a_repaired_exception(checker: Checker) -> None:
-    """#XM and #MF between the instructions that set flags and that read them; the handler masks and returns."""
+    """#XM and #MF between instructions that set flags and that read them; the handler masks and returns."""
     at = SCRATCH + 1536
     readers = ("lahf; seto %al", "jc 1f; inc %r15d; 1:", "setle %r10b", "adc %rcx, %rdx", "pushfq; pop %r11")
     simd = f"movl $0x1f00, {at:#x}; ldmxcsr {at:#x}; pxor %xmm1, %xmm1; cmp %r8b, %bl; divps %xmm1, %xmm1"

@@ -1,4 +1,4 @@
-"""What CPUID does not offer is #UD at the instruction, with nothing changed, whatever the host's CPU can do."""
+"""What CPUID does not offer is #UD at the instruction, with nothing changed, whatever the host can do."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FAMILIES = {
     "tsx": "c7 f8 00 00 00 00, c6 f8 01, 66 0f 38 82 03",
     "cet, clwb, clflushopt, ptwrite, getsec": "f3 0f ae e8, 66 0f ae 38, 66 0f ae 30, f3 0f ae 20, 0f 37",
     "three-d-now": "0f 0f c1 9e, 0f 0e, 0f 0f 03 bf",
-    "undefined": """0f 0b, 0f ff c0, 0f b9 c0, 0f 04, 06, 07, 0e, 16, 17, 1e, 1f, 27, 2f, 37, 3f, 60, 61, 62, c4, c5,
-        ce, d6, 82 c0 01, d4 0a, d5 0a, 9a 00 00 00 00 00 00, ea 00 00 00 00 00 00""",
+    "undefined": """0f 0b, 0f ff c0, 0f b9 c0, 0f 04, 06, 07, 0e, 16, 17, 1e, 1f, 27, 2f, 37, 3f, 60, 61, 62,
+        c4, c5, ce, d6, 82 c0 01, d4 0a, d5 0a, 9a 00 00 00 00 00 00, ea 00 00 00 00 00 00""",
     "lock that may not be": """f0 90, f0 01 c0, f0 8b 03, f0 89 03, f0 39 03, f0 0f a3 03, f0 ff 33, f0 a4,
         f0 0f 58 c1, f0 f7 23, f0 d3 23, f0 0f af 03, f0 e9 00 00 00 00, f0 85 03""",
     "sse without its prefix": """f3 0f fc c1, f2 0f ef c1, f3 0f 28 c1, 66 0f 13 c1, 0f 6c c1, 0f 7c c1,

@@ -10,10 +10,10 @@ def sized(text: str) -> list[tuple[str, int]]:
     return [(name, int(size)) for name, size in (word.split(":") for word in text.split())]
 
 
-SSE_PACKED = """addps subps mulps divps minps maxps sqrtps rcpps rsqrtps andps andnps orps xorps unpcklps unpckhps
-addpd subpd mulpd divpd minpd maxpd sqrtpd andpd andnpd orpd xorpd unpcklpd unpckhpd haddps haddpd hsubps
-hsubpd addsubps addsubpd movshdup movsldup cvtdq2ps cvtps2dq cvttps2dq cvtpd2dq cvttpd2dq cvtpd2ps paddb
-paddw paddd paddq psubb psubw psubd psubq paddsb paddsw paddusb paddusw psubsb psubsw psubusb psubusw
+SSE_PACKED = """addps subps mulps divps minps maxps sqrtps rcpps rsqrtps andps andnps orps xorps unpcklps
+unpckhps addpd subpd mulpd divpd minpd maxpd sqrtpd andpd andnpd orpd xorpd unpcklpd unpckhpd haddps haddpd
+hsubps hsubpd addsubps addsubpd movshdup movsldup cvtdq2ps cvtps2dq cvttps2dq cvtpd2dq cvttpd2dq cvtpd2ps
+paddb paddw paddd paddq psubb psubw psubd psubq paddsb paddsw paddusb paddusw psubsb psubsw psubusb psubusw
 pmullw pmulhw pmulhuw pmuludq pmaddwd psadbw pavgb pavgw pminub pmaxub pminsw pmaxsw pand pandn por pxor
 pcmpeqb pcmpeqw pcmpeqd pcmpgtb pcmpgtw pcmpgtd punpcklbw punpcklwd punpckldq punpcklqdq punpckhbw
 punpckhwd punpckhdq punpckhqdq packsswb packssdw packuswb psllw pslld psllq psrlw psrld psrlq psraw
@@ -43,7 +43,8 @@ X87_MEMORY = sized(
     ficoms:2 ficompl:4 fbld:10 fbstp:10"""
 )
 X87_PLAIN = """fld1 fldz fldpi fldl2e fldl2t fldlg2 fldln2 fabs fchs fsqrt frndint fscale fxtract fprem fprem1
-fsin fcos fptan fpatan f2xm1 fyl2x ftst fxam fincstp fdecstp fnop fninit fnclex fwait fcompp fucompp emms""".split()
+fsin fcos fptan fpatan f2xm1 fyl2x ftst fxam fincstp fdecstp fnop fninit fnclex fwait fcompp fucompp
+emms""".split()
 
 
 class Fpu(Base):

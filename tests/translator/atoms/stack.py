@@ -26,8 +26,9 @@ class Stack(Base):
 
     def push_forms(self) -> Atom:
         setup, m = self.mem(8)
-        near = f"{0 if self.relocatable else self.rng.randint(-64, 64)}(%rsp)"
-        push = self.pick(f"push ${self.imm(4)}", f"push ${self.imm(1)}", f"pushq {m}", f"pushq {near}")
+        near = f"{self.rng.randint(-64, 64)}(%rsp)"
+        pushed = m if self.relocatable else near  # there may be a return address
+        push = self.pick(f"push ${self.imm(4)}", f"push ${self.imm(1)}", f"pushq {m}", f"pushq {pushed}")
         pop = self.pick(f"popq {self.address(8):#x}", f"popq {near}", f"pop {reg(self.gpr(), 8)}")
         return [*setup, push, pop, self.recentre()]
 
