@@ -163,7 +163,7 @@ void note_undefined(const struct cpu_image *n)
 bool is_wild_branch(const struct cpu_image *n, const struct event *ne, const struct cpu_image *g, const struct event *ge)
 {
     struct insn i;
-    if (ne->vector != VECTOR_GP || ge->vector != VECTOR_GP || is_canonical(g->rip))
+    if (ne->vector != VECTOR_GP || (ge->vector != VECTOR_GP && ge->vector != VECTOR_DEBUG) || is_canonical(g->rip))
         return false;
     decode_here(&i, n);
     return i.kind == INSN_RET || i.kind == INSN_JMP_INDIRECT || i.kind == INSN_CALL_INDIRECT;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.translator.atoms.base import DATA, PAGE, SCRATCH, SUFFIX, Atom, Base, reg
+from tests.translator.atoms.base import DATA, PAGE, SCRATCH, SUFFIX, USUAL_PAGES, Atom, Base, reg
 
 
 def sized(text: str) -> list[tuple[str, int]]:
@@ -132,11 +132,15 @@ class Fpu(Base):
         setup, m = self.mem(4)
         return [*setup, f"movl ${value:#x}, {at:#x}", f"ldmxcsr {at:#x}", f"stmxcsr {m}"]
 
+    def present(self, size: int) -> tuple[Atom, str]:
+        """A memory operand that is there, whatever else is going on."""
+        if self.risky:
+            return [], f"{DATA + self.rng.randrange(0, (USUAL_PAGES - 2) * PAGE):#x}"
+        return self.mem(size)
+
     def mmx(self) -> Atom:
         a, b = self.rng.randrange(8), self.rng.randrange(8)
-        risky, self.risky = self.risky, False  # Intel's CPUs reset the x87 stack before they fault
-        setup, m = self.mem(8)
-        self.risky = risky
+        setup, m = self.present(8)  # Intel's CPUs reset the x87 stack before they fault
         source = self.pick(f"%mm{a}", m)
         match self.rng.randrange(8):
             case 0:
@@ -211,7 +215,7 @@ class Fpu(Base):
 
     def fpu_image(self) -> Atom:
         """Images in memory hold addresses of instructions, which differ: they are cleared at once."""
-        at = self.address(512, 16, reach=512)
+        at = DATA + self.rng.randrange(0, (USUAL_PAGES - 2) * PAGE, 16)  # a present page
         match self.rng.randrange(4):
             case 0:
                 save = self.pick("fxsave", "fxsave64")
