@@ -89,7 +89,7 @@ class Oracle:
         async def poll() -> None:
             await trio.sleep(0.0005)
             if next(polls) % 20 == 0:
-                kick()  # once more: the FIFO stands for an event channel, and xenstored empties it now and then
+                kick()  # once more: the FIFO stands for an event channel, which forgets nothing
 
         polls = itertools.count(1)
         return RingCaller(page, kick, poll)
