@@ -79,11 +79,14 @@ class Stack(Base):
     def frame(self) -> Atom:
         if self.chance(0.5):
             nested = self.rng.choice((0, 0, 1, 2, 5))
+            between = self.neutral()
+            while "bp" in " ".join(between):
+                between = self.neutral()
             return [
                 self.recentre(),
                 "mov %rsp, %rbp",
                 f"enter ${self.rng.randint(0, 200)}, ${nested}",
-                *self.neutral(),
+                *between,
                 "leave",
             ]
         return [
