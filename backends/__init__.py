@@ -1,0 +1,1 @@
+"""Backend drivers: block, network. Each a daemon of Dom0."""

@@ -1,0 +1,1 @@
+"""What runs in guests: frontends for process domains, and small guests of our own."""
