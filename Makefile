@@ -8,7 +8,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.built
 SOURCES := pyproject.toml setup.py $(wildcard MANIFEST.in) \
-           $(shell find hyper -name '*.[ch]' -o -name 'build_ffi.py' -o -name 'headers.py')
+           $(shell find hyper backends -name '*.[ch]' -o -name 'build_ffi.py' -o -name 'headers.py')
 PYTEST_ARGS ?=
 
 .PHONY: build demo test lint bench clean packages-build packages-test packages-bench
@@ -31,7 +31,7 @@ bench: packages-bench $(STAMP)
 
 clean:
 	rm -rf $(VENV) build ./*.egg-info
-	find hyper -name '_*.so' -delete
+	find hyper backends -name '_*.so' -delete
 
 $(STAMP): $(SOURCES) | packages-build
 	@test -x $(PYTHON) || { echo "making $(VENV)"; python3 -m venv $(VENV); }

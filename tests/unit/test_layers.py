@@ -24,7 +24,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
 ROOMS = ("hyper", "dom0", "domu", "backends", "toolstack")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 INCLUDES = {"hyper/public": ("hyper/public",), "hyper/guest": ("hyper/guest", "hyper/public"),
-            "hyper/core": ("hyper/core", "hyper/public")}  # fmt: skip
+            "hyper/core": ("hyper/core", "hyper/public"),
+            "backends": ("hyper/guest", "hyper/public")}  # fmt: skip
 
 
 def within(module: str, prefix: str) -> bool:
