@@ -11,7 +11,7 @@ from typing import TextIO
 import click
 
 from toolstack.lab import demo as the_demo
-from toolstack.lab import images, progress
+from toolstack.lab import images, progress, rootfs
 from toolstack.lab.host import Host, HostError, hosts
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -167,6 +167,7 @@ def image_kernel(flavour: str, update: bool) -> None:
     help="For this kernel: its modules are taken from /lib/modules if they are there [env: KERNEL].",
 )
 @click.option("--flavour", type=click.Choice(list(images.FLAVOURS)), default="cloud", show_default=True)
+@click.option("--root", is_flag=True, help="With ext4, for a guest that boots from a disk (root=/dev/xvda).")
 @click.option(
     "--run",
     type=click.File("r"),
@@ -187,6 +188,7 @@ def image_kernel(flavour: str, update: bool) -> None:
 def image_initramfs(
     kernel: Path | None,
     flavour: str,
+    root: bool,
     run: TextIO | None,
     added: tuple[str, ...],
     output: Path | None,
@@ -200,7 +202,30 @@ def image_initramfs(
         source, _, target = item.partition(":")
         files[target or Path(source).name] = Path(source).read_bytes()
     text = run.read() if run is not None else None
-    click.echo(images.initial_ramdisk(images.kernel(kernel, flavour), run=text, files=files, output=output))
+    chosen = images.kernel(kernel, flavour)
+    click.echo(images.initial_ramdisk(chosen, root=root, run=text, files=files, output=output))
+
+
+@image.command("debian")
+@click.argument("disk", type=click.Path(path_type=Path, dir_okay=False), metavar="DISK")
+@click.option("--release", default=rootfs.RELEASE, show_default=True, help="Debian's release, by its name.")
+@click.option("--include", "packages", default="", metavar="PACKAGE,...", help="More packages.")
+@click.option(
+    "--size",
+    type=click.IntRange(256, rootfs.MAX_SIZE_MIB),
+    default=rootfs.SIZE_MIB,
+    show_default=True,
+    metavar="MIB",
+    help="Of the disk, which is sparse.",
+)
+def image_debian(disk: Path, release: str, packages: str, size: int) -> None:
+    """Write DISK: a raw disk image with a Debian system that starts systemd and asks for a login (root).
+
+    It boots with a kernel and an initramfs from outside: see `umxen image initramfs --root` and
+    examples/debian-disk.cfg. Made with mmdebstrap, without root, and kept in the cache for the next time.
+    """
+    included = [word for word in packages.replace(",", " ").split() if word]
+    click.echo(rootfs.debian_disk(disk, release=release, include=included, size_mib=size))
 
 
 @image.command("small")

@@ -35,11 +35,14 @@ FLAVOURS = {"cloud": "linux-image-cloud-amd64", "amd64": "linux-image-amd64"}
 """Debian's meta packages by the flavour's name."""
 MODULES = ("xen-blkfront", "xen-netfront")
 """What the initramfs loads, with what they depend on."""
+ROOT_MODULES = ("ext4", "crc32c_generic")
+"""What it loads as well to mount a root file system. ext4 asks for its checksum by name."""
 SMALL_GUEST = Path(__file__).resolve().parents[2] / "domu" / "guests" / "small"
 
 _T = TypeVar("_T")
 _DOWNLOAD_SECONDS = 1800
 _PT_INTERP = 3
+_ORDER, _ROOT_ORDER = "order", "root-order"
 
 
 class ImageError(Exception):
@@ -53,6 +56,8 @@ class Kernel:
     path: Path
     release: str = ""
     modules: tuple[Path, ...] = ()
+    root_modules: tuple[Path, ...] = ()
+    """Those that a root file system needs."""
 
 
 def cache_folder() -> Path:
@@ -73,7 +78,7 @@ def kernel(path: Path | None = None, flavour: str = "cloud", *, update: bool = F
     if flavour not in FLAVOURS:
         raise ImageError(f"no kernel flavour {flavour!r}: there are {', '.join(FLAVOURS)}")
     current = cache_folder() / "debian" / f"current-{flavour}"
-    if update or not (current / "vmlinuz").is_file():
+    if update or not (current / "vmlinuz").is_file() or not (current / "modules" / _ROOT_ORDER).is_file():
         _download_kernel(flavour, current)
     return _unpacked_kernel(current.resolve())
 
@@ -102,17 +107,19 @@ def busybox() -> Path:
 def initial_ramdisk(
     kernel: Kernel,
     *,
+    root: bool = False,
     run: str | None = None,
     files: Mapping[str, bytes] | None = None,
     output: Path | None = None,
 ) -> Path:
     """The initramfs for `kernel` as a file (see initramfs.build): in the cache, or at `output`.
 
-    Raises: ImageError.
+    `root`: with the modules to mount an ext4 root file system. Raises: ImageError.
     """
     modules = {kernel.release: kernel.modules} if kernel.modules else {}
+    root_modules = {kernel.release: kernel.root_modules} if root else {}
     try:
-        data = initramfs.build(busybox(), modules=modules, run=run, files=files)
+        data = initramfs.build(busybox(), modules=modules, root_modules=root_modules, run=run, files=files)
     except ValueError as error:
         raise ImageError(str(error)) from error
     if output is None:
@@ -173,13 +180,13 @@ def _own_kernel(path: Path) -> Kernel:
     except OSError as error:
         raise ImageError(f"kernel {path}: {error.strerror}") from error
     folder = Path("/lib/modules") / release
-    modules: tuple[Path, ...] = ()
+    kept = cache_folder() / "modules" / release
     if release and folder.is_dir():
-        kept = cache_folder() / "modules" / release
         with _unpacked_to(kept) as fresh:
             _collect_modules(lambda names: _modules_below(folder, names), fresh)
-        modules = _modules_in(kept)
-    return Kernel(path.resolve(), release, modules)
+    if not release:
+        return Kernel(path.resolve())
+    return Kernel(path.resolve(), release, _modules_in(kept, _ORDER), _modules_in(kept, _ROOT_ORDER))
 
 
 def _modules_below(folder: Path, names: Set[str]) -> Iterator[tuple[str, bytes]]:
@@ -197,7 +204,7 @@ def _download_kernel(flavour: str, current: Path) -> None:
         package = _depends_on(FLAVOURS[flavour], options)
         release = package.removeprefix("linux-image-")
         target = current.parent / release
-        if not (target / "vmlinuz").is_file():
+        if not (target / "modules" / _ROOT_ORDER).is_file():
             with tempfile.TemporaryDirectory(prefix="umxen-deb-") as folder:
                 _unpack_kernel(_download(package, Path(folder), options), target)
         return release
@@ -221,16 +228,19 @@ def _unpack_kernel(package: Path, target: Path) -> None:
 
 
 def _unpacked_kernel(folder: Path) -> Kernel:
-    return Kernel(folder / "vmlinuz", folder.name, _modules_in(folder / "modules"))
+    modules = folder / "modules"
+    return Kernel(
+        folder / "vmlinuz", folder.name, _modules_in(modules, _ORDER), _modules_in(modules, _ROOT_ORDER)
+    )
 
 
-def _modules_in(folder: Path) -> tuple[Path, ...]:
-    order = folder / "order"
+def _modules_in(folder: Path, which: str) -> tuple[Path, ...]:
+    order = folder / which
     return tuple(folder / name for name in order.read_text().split()) if order.is_file() else ()
 
 
 def _collect_modules(source: Callable[[Set[str]], Iterator[tuple[str, bytes]]], folder: Path) -> None:
-    """Write MODULES and all they depend on to `folder`, unpacked, and the order to load them to `order`.
+    """Write MODULES, ROOT_MODULES and all they depend on to `folder`, unpacked, and a file with each order.
 
     `source` gives the files of the modules it is asked for. One that is not there is built in, or its kernel
     has none: both are fine.
@@ -238,7 +248,7 @@ def _collect_modules(source: Callable[[Set[str]], Iterator[tuple[str, bytes]]], 
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, bytes] = {}
     asked: set[str] = set()
-    missing = {name.replace("-", "_") for name in MODULES}
+    missing = {name.replace("-", "_") for name in (*MODULES, *ROOT_MODULES)}
     while missing:
         asked |= missing
         found |= {
@@ -247,21 +257,28 @@ def _collect_modules(source: Callable[[Set[str]], Iterator[tuple[str, bytes]]], 
             if (name := _module_name(member))
         }
         missing = {needed for data in found.values() for needed in module_dependencies(data)} - asked
-    order: list[str] = []
+    for name, data in found.items():
+        (folder / f"{name}.ko").write_bytes(data)
     begun: set[str] = set()
+    for which, modules in ((_ORDER, MODULES), (_ROOT_ORDER, ROOT_MODULES)):
+        order = _in_order(found, modules, begun)
+        (folder / which).write_text(" ".join(f"{name}.ko" for name in order) + "\n")
+
+
+def _in_order(found: Mapping[str, bytes], modules: Sequence[str], begun: set[str]) -> list[str]:
+    """`modules` after what they depend on, without those in `begun`, which grows by them."""
+    order: list[str] = []
 
     def place(name: str) -> None:
         if name in found and name not in begun:
             begun.add(name)
             for needed in module_dependencies(found[name]):
                 place(needed)
-            order.append(f"{name}.ko")
+            order.append(name)
 
-    for name in MODULES:
+    for name in modules:
         place(name.replace("-", "_"))
-    for file in order:
-        (folder / file).write_bytes(found[file.removesuffix(".ko")])
-    (folder / "order").write_text(" ".join(order) + "\n")
+    return order
 
 
 def _module_name(member: str) -> str:

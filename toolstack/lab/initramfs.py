@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 MARKER = "umxen: init reached"
+NO_ROOT = "umxen: no root file system"
 RUN_STATUS = "umxen: run ended with status"
 
 _MAGIC = b"070701"
@@ -121,18 +122,39 @@ trap 'halt -f' USR1
 trap 'reboot -f' TERM
 hostname guest
 read -r release < /proc/sys/kernel/osrelease
-if [ -e /sys/hypervisor/type ] && [ -e "/lib/modules/$release/order" ]; then
-    read -r order < "/lib/modules/$release/order"
+load() {{ # ORDER
+    [ -e "/lib/modules/$release/$1" ] || return
+    read -r order < "/lib/modules/$release/$1"
     for module in $order; do
         insmod "/lib/modules/$release/$module"
     done
-fi
+}}
+[ -e /sys/hypervisor/type ] && load order
+root= access=ro init=/sbin/init
 read -r line < /proc/cmdline
 for word in $line; do
     case $word in
     umxen.run=*) echo "${{word#umxen.run=}}" | base64 -d > /run.sh ;;
+    root=*) root=${{word#root=}} ;;
+    init=*) init=${{word#init=}} ;;
+    ro | rw) access=$word ;;
     esac
 done
+start_root() {{ # never comes back, unless there is no root file system
+    load root-order
+    mkdir -p /new
+    tries=0
+    until device=$(findfs "$root" 2> /dev/null || {{ [ -b "$root" ] && echo "$root"; }}); do
+        tries=$((tries + 1))
+        [ "$tries" -gt 100 ] && echo '{NO_ROOT}:' "there is no $root" && return
+        sleep 0.1
+    done
+    mount -o "$access" "$device" /new || {{ echo '{NO_ROOT}:' "$root cannot be mounted"; return; }}
+    mount --move /dev /new/dev
+    umount /sys /proc
+    exec switch_root -c /dev/console /new "$init"
+}}
+[ -n "$root" ] && start_root
 cd /root
 if [ -e /run.sh ]; then
     sh /run.sh < /dev/null &
@@ -168,12 +190,15 @@ def build(
     busybox: Path,
     *,
     modules: Mapping[str, Sequence[Path]] | None = None,
+    root_modules: Mapping[str, Sequence[Path]] | None = None,
     run: str | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """The initramfs: a static `busybox`, a link for each of its applets, /init, and what is asked for.
 
     `modules`: for each kernel release, its modules' unpacked `.ko` files in the order they must be loaded.
+    `root_modules`: loaded as well when the kernel's command line has a `root=`, which /init then mounts and
+    starts instead of a shell.
     `run`: a shell script to run instead of a shell on the console; the guest powers off after it.
     `files`: more files by their path in the guest; what starts with `#!` or ELF's magic is made executable.
     """
@@ -191,11 +216,12 @@ def build(
         archive.symlink(f"bin/{applet}", "busybox")
     for applet in ("poweroff", "reboot", "halt", "modprobe"):
         archive.symlink(f"sbin/{applet}", "/bin/busybox")
-    for release, paths in (modules or {}).items():
-        for path in paths:
-            archive.file(f"lib/modules/{release}/{path.name}", path.read_bytes())
-        order = " ".join(path.name for path in paths)
-        archive.file(f"lib/modules/{release}/order", f"{order}\n".encode())
+    for order, of_release in (("order", modules), ("root-order", root_modules)):
+        for release, paths in (of_release or {}).items():
+            for path in paths:
+                archive.file(f"lib/modules/{release}/{path.name}", path.read_bytes())
+            names = " ".join(path.name for path in paths)
+            archive.file(f"lib/modules/{release}/{order}", f"{names}\n".encode())
     if run is not None:
         archive.file("run.sh", run.encode(), 0o755)
     for name, data in (files or {}).items():

@@ -26,6 +26,8 @@ test)
     need xenstore-utils command -v xenstore-ls
     need libxen-dev has_header xen/xen.h
     need busybox-static command -v busybox
+    need mmdebstrap command -v mmdebstrap
+    need e2fsprogs test -x /sbin/mke2fs
     ;;
 bench)
     need qemu-system-x86 command -v qemu-system-x86_64
