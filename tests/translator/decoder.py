@@ -54,10 +54,8 @@ class Decoder:
         ]
         for path in (CORE, CORE.parent / "public"):
             command += ["-iquote", str(path)]
-        subprocess.run(
-            [*command, str(HERE / "decode_shim.c"), str(CORE / "cpu" / "decode.c"), "-o", str(library)],
-            check=True,
-        )
+        sources = [HERE / "decode_shim.c", *sorted((CORE / "cpu" / "decode").glob("*.c"))]
+        subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
         self.library = ctypes.CDLL(str(library))
         self.kinds = kinds()
 

@@ -18,7 +18,7 @@ from tests.translator.atoms.base import ALL_FLAGS_BUT_AF, DATA, RESUME, Program
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent.parent / "hyper" / "core"
 OWN = "blob compare disturb harness lockstep machine native sides smp".split()
-SOURCES = [*(HERE / f"{name}.c" for name in OWN), CORE / "cpu" / "decode.c"]
+SOURCES = [*(HERE / f"{name}.c" for name in OWN), *sorted((CORE / "cpu" / "decode").glob("*.c"))]
 CODE_START = 0x40000000
 
 

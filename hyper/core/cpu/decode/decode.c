@@ -1,0 +1,220 @@
+/*
+ * Decoding in four steps: prefixes, opcode table (tables.c, sse.c), ModRM with its addressing form, immediate; then the cases
+ * that depend on ModRM.reg or on shift counts (groups.c).
+ */
+#include "cpu/decode/parts.h"
+
+#include <string.h>
+
+static const uint16_t condition_flags[8] = {
+    X86_OF, X86_CF, X86_ZF, X86_CF | X86_ZF, X86_SF, X86_PF, X86_SF | X86_OF, X86_SF | X86_OF | X86_ZF,
+};
+
+static void apply_flag_rule(struct insn *i, enum flag_rule rule)
+{
+    switch (rule) {
+    case F_NONE: break;
+    case F_ALL: set_flags(i, ALL, ALL, 0); break;
+    case F_CARRY_IN: set_flags(i, ALL, ALL, X86_CF); break;
+    case F_NOT_CF: set_flags(i, ALL & ~X86_CF, ALL & ~X86_CF, 0); break;
+    case F_CF: set_flags(i, X86_CF, X86_CF, 0); break;
+    case F_CMC: set_flags(i, X86_CF, X86_CF, X86_CF); break;
+    case F_ZF: set_flags(i, X86_ZF, X86_ZF, 0); break;
+    case F_SHIFT: case F_SHLD: set_flags(i, 0, ALL, 0); break; /* count 0 changes nothing: see shift_flags */
+    case F_CC: set_flags(i, 0, 0, condition_flags[(i->opcode >> 1) & 7]); break;
+    case F_SAHF: set_flags(i, ALL & ~X86_OF, ALL & ~X86_OF, 0); break;
+    case F_LAHF: set_flags(i, 0, 0, ALL); break;
+    case F_BIT: set_flags(i, ALL & ~X86_ZF, ALL, 0); break;
+    }
+}
+
+static const uint8_t *decode_prefixes(struct insn *i, const uint8_t *p, const uint8_t *end)
+{
+    for (; p < end; p++) {
+        uint8_t rex = i->rex;
+        i->rex = 0; /* one that isn't the last prefix has no effect */
+        switch (*p) {
+        case 0x66: i->prefix_66 = true; continue;
+        case 0xf3: i->prefix_f3 = true; i->prefix_f2 = false; continue;
+        case 0xf2: i->prefix_f2 = true; i->prefix_f3 = false; continue;
+        case 0xf0: i->prefix_lock = true; continue;
+        case 0x64: i->segment = 1 + SREG_FS; continue;
+        case 0x65: i->segment = 1 + SREG_GS; continue;
+        case 0x67: i->address_32 = true; continue;
+        case 0x2e: case 0x36: case 0x3e: case 0x26: continue; /* no meaning in long mode */
+        case 0x40 ... 0x4f: i->rex = *p; continue;
+        }
+        i->rex = rex;
+        break;
+    }
+    return p;
+}
+
+static int32_t load32(const uint8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static const uint8_t *decode_modrm(struct insn *i, const uint8_t *p)
+{
+    uint8_t m = *p++;
+    if (i->map == 1 && i->opcode >= 0x20 && i->opcode <= 0x23)
+        m |= 0xc0; /* mov cr, dr: registers, whatever mod says */
+    i->has_modrm = true;
+    i->modrm = m;
+    i->mod = m >> 6;
+    i->reg = ((m >> 3) & 7) | ((i->rex & 4) << 1);
+    i->rm = m & 7;
+    if (i->mod == 3) {
+        i->rm |= (i->rex & 1) << 3;
+        return p;
+    }
+    if (i->rm == 4) {
+        uint8_t sib = *p++;
+        int index = ((sib >> 3) & 7) | ((i->rex & 2) << 2);
+        i->scale = sib >> 6;
+        i->index = index == 4 ? -1 : index;
+        i->base = (sib & 7) | ((i->rex & 1) << 3);
+        if ((sib & 7) == 5 && i->mod == 0) {
+            i->base = -1;
+            i->disp = load32(p);
+            p += 4;
+        }
+    } else if (i->rm == 5 && i->mod == 0) {
+        i->rip_relative = true;
+        i->disp = load32(p);
+        p += 4;
+    } else {
+        i->base = i->rm | ((i->rex & 1) << 3);
+    }
+    if (i->mod == 1) {
+        i->disp = (int8_t)*p++;
+    } else if (i->mod == 2) {
+        i->disp = load32(p);
+        p += 4;
+    }
+    return p;
+}
+
+static unsigned imm_bytes(const struct insn *i, enum imm_rule rule)
+{
+    switch (rule) {
+    case IMM_NONE: return 0;
+    case IMM_8: return 1;
+    case IMM_16: return 2;
+    case IMM_Z: return i->operand_size == 2 ? 2 : 4;
+    case IMM_V: return i->operand_size == 8 ? 8 : i->operand_size == 2 ? 2 : 4;
+    case IMM_32: return 4;
+    case IMM_MOFFS: return i->address_32 ? 4 : 8;
+    case IMM_ENTER: return 3;
+    }
+    return 0;
+}
+
+static const uint8_t *decode_imm(struct insn *i, const uint8_t *p, enum imm_rule rule)
+{
+    unsigned n = imm_bytes(i, rule);
+    uint64_t v = 0;
+    memcpy(&v, p, n);
+    if (rule == IMM_MOFFS || rule == IMM_ENTER || rule == IMM_16)
+        i->imm = v;
+    else if (n && n < 8)
+        i->imm = (int64_t)(v << (64 - 8 * n)) >> (64 - 8 * n);
+    else
+        i->imm = v;
+    i->imm_bytes = n;
+    return p + n;
+}
+
+static void finish(struct insn *i, const struct opcode *o)
+{
+    if (!i->memory_size && i->kind != INSN_FXSAVE && i->kind != INSN_FXRSTOR)
+        i->memory_size = o->memory ? o->memory : i->operand_size;
+    i->reg_is_byte = i->operand_size == 1 && (i->access & REG_GPR);
+    i->rm_is_byte = (i->operand_size == 1 || (i->map == 1 && (i->opcode == 0xb6 || i->opcode == 0xbe))) &&
+                    (i->access & RM_GPR);
+    if (i->prefix_lock && !(o->lockable && insn_is_memory(i) && (i->access & RM_WRITE)))
+        i->kind = INSN_INVALID;
+    if (i->kind == INSN_JCC || i->kind == INSN_JMP || i->kind == INSN_CALL || i->kind == INSN_JRCXZ)
+        i->target = i->pc + i->length + i->imm;
+    if (i->kind == INSN_REG_OPCODE && i->opcode == 0x90 && i->map == 0 && (!(i->rex & 1) || i->prefix_f3))
+        i->kind = INSN_NOP; /* nop, pause */
+    if (i->map == 1 && i->opcode == 0x77 && (i->prefix_66 || i->prefix_f3 || i->prefix_f2))
+        i->kind = INSN_INVALID;
+    bool stack = i->kind == INSN_PUSH_REG || i->kind == INSN_POP_REG || i->kind == INSN_PUSH_IMM ||
+                 i->kind == INSN_PUSHF || i->kind == INSN_POPF || i->kind == INSN_POP_RM;
+    if (stack && i->prefix_66 && !(i->rex & 8)) {
+        i->kind = INSN_RARE;
+        if (i->opcode == 0x68)
+            i->length -= 2, i->imm = (int16_t)i->imm; /* imm16 */
+    }
+    if ((i->kind == INSN_STRING && i->address_32) ||
+        (i->prefix_66 && !(i->rex & 8) && i->map == 0 && (i->opcode == 0xc8 || i->opcode == 0xc9)))
+        i->kind = INSN_INVALID; /* not built: 32-bit string addresses, 16-bit enter and leave */
+    if (i->kind == INSN_STRING && (i->flags_kill & ALL) && (i->prefix_f3 || i->prefix_f2))
+        i->flags_kill = 0; /* rcx may be zero */
+    if ((i->map == 0 && i->opcode == 0x9b) || (i->map == 1 && i->opcode == 0x77))
+        i->fpu = i->may_fault = true;
+}
+
+void decode(struct insn *i, const uint8_t *bytes, uint64_t pc)
+{
+    static const struct opcode sse_defaults = {.kind = INSN_GENERAL};
+    memset(i, 0, sizeof(*i));
+    i->pc = pc;
+    i->base = i->index = -1;
+    const uint8_t *p = decode_prefixes(i, bytes, bytes + INSN_MAX_BYTES - 1);
+    const struct opcode *o;
+    const struct sse_opcode *s = NULL;
+    uint8_t op = *p++;
+    if (op != 0x0f) {
+        o = &one_byte[op];
+    } else {
+        op = *p++;
+        i->map = op == 0x38 ? 2 : op == 0x3a ? 3 : 1;
+        o = &two_byte[op];
+        if (i->map == 1 && is_sse(&sse[op])) {
+            s = &sse[op];
+            o = &sse_defaults;
+        }
+    }
+    i->opcode = op;
+    i->kind = i->map > 1 ? INSN_INVALID : o->kind;
+    i->access = o->access;
+    bool wide = i->rex & 8;
+    i->operand_size = o->size == SIZE_B ? 1 : o->size == SIZE_64 || wide ? 8 : i->prefix_66 ? 2 : 4;
+    apply_flag_rule(i, o->flags);
+    if (i->kind != INSN_INVALID && (o->modrm || s))
+        p = decode_modrm(i, p);
+    enum imm_rule imm = s ? (s->how & SSE_IMM8 ? IMM_8 : IMM_NONE) : o->imm;
+    if (i->map == 0 && (op == 0xf6 || op == 0xf7) && (i->reg & 7) < 2)
+        imm = op == 0xf6 ? IMM_8 : IMM_Z; /* test r/m,imm */
+    if (i->kind != INSN_INVALID)
+        p = decode_imm(i, p, imm);
+    if (s)
+        sse_operands(i, s);
+    else if (i->has_modrm && i->kind != INSN_INVALID) {
+        if (i->map)
+            decode_two_byte_group(i);
+        else
+            decode_one_byte_group(i);
+    }
+    i->length = p - bytes;
+    finish(i, o);
+    if (p - bytes > INSN_MAX_BYTES) {
+        i->kind = INSN_INVALID;
+        i->length = INSN_MAX_BYTES;
+    }
+}
+
+bool insn_ends_block(const struct insn *i)
+{
+    switch (i->kind) {
+    case INSN_INVALID: case INSN_JCC: case INSN_JMP: case INSN_JMP_INDIRECT: case INSN_CALL: case INSN_CALL_INDIRECT:
+    case INSN_RET: case INSN_JRCXZ: case INSN_IRET: case INSN_RARE: case INSN_PRIVILEGED: case INSN_SYSCALL:
+        return true;
+    }
+    return false;
+}

@@ -1,0 +1,41 @@
+/*
+ * What the rooms of the decoder share: how a table row looks, and the steps after the tables.
+ */
+#ifndef UMXEN_DECODE_PARTS_H
+#define UMXEN_DECODE_PARTS_H
+#include "cpu/decode.h"
+#include "cpu/engine.h"
+
+enum size_rule { SIZE_V, SIZE_B, SIZE_64 }; /* by prefix; 8 bit; 64 bit in long mode whatever the prefix */
+enum imm_rule { IMM_NONE, IMM_8, IMM_16, IMM_Z, IMM_V, IMM_32, IMM_MOFFS, IMM_ENTER };
+enum flag_rule { F_NONE, F_ALL, F_CARRY_IN, F_NOT_CF, F_CF, F_CMC, F_ZF, F_SHIFT, F_CC, F_SAHF, F_LAHF, F_SHLD, F_BIT };
+
+struct opcode {
+    uint8_t kind, access, size, imm, flags;
+    bool modrm, lockable;
+    uint8_t memory; /* bytes, 0: the operand size */
+};
+
+#define ALL X86_STATUS
+
+extern const struct opcode one_byte[256], two_byte[256];
+
+/* SSE, SSE2, SSE3 and MMX: bytes of memory operand by mandatory prefix; R: register form only, M: memory form only. */
+enum { SSE_LOAD = 0, SSE_STORE = 1, SSE_IMM8 = 2, SSE_FLAGS = 4, SSE_REG_ONLY = 8, SSE_MEM_ONLY = 16, SSE_GROUP = 32 };
+struct sse_opcode { uint8_t none, p66, f3, f2, how; };
+extern const struct sse_opcode sse[256];
+static inline bool is_sse(const struct sse_opcode *o) { return o->none || o->p66 || o->f3 || o->f2; }
+/* Operands of an SSE opcode; the ModRM byte is decoded already. */
+void sse_operands(struct insn *i, const struct sse_opcode *o);
+
+/* Opcodes whose meaning depends on ModRM.reg or on their immediate. */
+void decode_one_byte_group(struct insn *i);
+void decode_two_byte_group(struct insn *i);
+
+static inline void set_flags(struct insn *i, uint16_t kill, uint16_t touch, uint16_t read)
+{
+    i->flags_kill = kill;
+    i->flags_touch = touch;
+    i->flags_read = read;
+}
+#endif
