@@ -5,9 +5,10 @@
  * r10, r11, r15 in memory; host r10, r11 are scratch; host rsp is a private shadow stack, where a guest call is a host
  * call. The gs base points to the vCPU's struct engine_vcpu. XMM, x87 and MXCSR are the guest's own.
  *
- * Rooms: decode (../decode.c), emit.h (bytes of host instructions), translate.c (a block), trampolines.c (generated ways in
- * and out), mmu.c (page walk, soft TLB, guest accesses), blocks.c (the code cache, links, invalidation), helpers.c (what
- * generated code calls), interpret.c (rare instructions), runtime.c (the run loop, host faults, the engine's table).
+ * Rooms: decode (../decode.h), emit.h (bytes of host instructions), translate.c (a block; translate.h names its rooms),
+ * trampolines.c (generated ways in and out), mmu.c (page walk, soft TLB, guest accesses), blocks.c (the code cache, links,
+ * invalidation), helpers.c (what generated code calls), interpret.c (rare instructions), run.c (the run loop), host_faults.c
+ * (signals), requests.c (what the rest of the hypervisor asks for), runtime.c (life, the engine's table).
  *
  * Locks: the domain lock guards the code cache and all books in struct engine_domain. The soft TLB and jump cache of a
  * vCPU belong to its thread while it is in_guest, and to whoever holds the domain lock and has quiesced otherwise; single
@@ -295,6 +296,29 @@ void helpers_init(struct engine_vcpu *e);
 /* ---- interpret.c ------------------------------------------------------------------------------------------------ */
 /* One unprivileged instruction at rip. 0: done; else the exit to take. */
 int interpret_rare(struct engine_vcpu *e);
+
+/* ---- host_faults.c ---------------------------------------------------------------------------------------------- */
+void host_faults_install(void);
+/* For this thread: a stack for the handlers; whose code it may be executing from now on, NULL for nobody's. */
+int host_faults_start(void);
+void host_faults_stop(void);
+void host_faults_expect(struct engine_vcpu *e);
+
+/* ---- run.c ------------------------------------------------------------------------------------------------------ */
+enum engine_exit dbt_run(struct vcpu *v);
+/* A C-side access was refused because the frame holds code: kill that code, so that it can be tried again. */
+void drop_code_at(struct engine_vcpu *e, uint64_t vaddr);
+
+/* ---- requests.c: see engine.h ----------------------------------------------------------------------------------- */
+void dbt_set_mode(struct vcpu *v, bool user);
+void dbt_set_fpu_disabled(struct vcpu *v, bool ts);
+void dbt_set_cr3(struct vcpu *v, bool user, uint64_t l4_gfn);
+void dbt_flush_tlb(struct domain *d, struct vcpu *curr, struct vcpu *v, enum flush_scope scope);
+void dbt_flush_page(struct domain *d, struct vcpu *curr, struct vcpu *v, uint64_t vaddr);
+void dbt_revoke_frame(struct domain *d, struct vcpu *curr, struct page_info *pg, bool all);
+void dbt_unmap_code(struct domain *d, struct vcpu *curr, struct page_info *pg);
+void dbt_unmap_tables(struct domain *d, struct vcpu *curr, struct page_info *table, unsigned slot);
+void dbt_frame_written(struct domain *d, struct vcpu *curr, struct page_info *pg);
 
 void shadow_stack_reset(struct engine_vcpu *e);
 #endif

@@ -17,6 +17,11 @@ static inline void emit_bytes(struct emitter *m, const char *bytes, unsigned n) 
 #define EMIT(m, literal) emit_bytes(m, literal, sizeof(literal) - 1)
 
 static inline void emit_rel32(struct emitter *m, const uint8_t *target) { emit4(m, (uint32_t)(target - (m->p + 4))); }
+static inline void patch_rel32(uint8_t *at, const uint8_t *target)
+{
+    int32_t rel = (int32_t)(target - (at + 4));
+    memcpy(at, &rel, 4);
+}
 static inline void emit_jmp(struct emitter *m, const uint8_t *target) { emit1(m, 0xe9); emit_rel32(m, target); }
 static inline void emit_call(struct emitter *m, const uint8_t *target) { emit1(m, 0xe8); emit_rel32(m, target); }
 static inline void emit_jcc(struct emitter *m, unsigned cc, const uint8_t *target)

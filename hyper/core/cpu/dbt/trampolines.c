@@ -41,12 +41,6 @@ static void move_xmm(struct emitter *m, unsigned base, bool store)
     }
 }
 
-static void patch_rel32(uint8_t *at, const uint8_t *target)
-{
-    int32_t rel = (int32_t)(target - (at + 4));
-    memcpy(at, &rel, 4);
-}
-
 static void save_flags_from_host(struct emitter *m) /* rax is free */
 {
     EMIT(m, "\x9f\x0f\x90\xc0\x0f\xb7\xc0"); /* lahf; seto al; movzx eax, ax */

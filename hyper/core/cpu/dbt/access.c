@@ -1,0 +1,65 @@
+/*
+ * Memory accesses: the TLB look-up in front of each, its stub for misses, and what follows a store in a single step.
+ *
+ * The look-up computes `address + tag`: the offset in the page on a hit, something huge otherwise; one compare with
+ * 4096 - size says hit, right page and no page crossing. Misses go to a stub in the cold half, which knows the guest pc, calls
+ * HELP_ACCESS and comes back with the host's address as if the entry had hit.
+ *
+ * Precision. No instruction changes state before its last check. Whatever is odd (a store across pages or to a frame with code)
+ * comes back as DBT_SPECIAL and is translated once more as a block of one instruction in MODE_SINGLE, where each access goes
+ * through the bounce buffer.
+ */
+#include "cpu/dbt/translate.h"
+
+static uint32_t tag_offset(const struct translator *t, bool write)
+{
+    uint32_t tlb = OFFSET(tlb) + t->user * sizeof(struct tlb_entry) * TLB_ENTRIES;
+    return tlb + (write ? offsetof(struct tlb_entry, write_tag) : offsetof(struct tlb_entry, read_tag));
+}
+
+void emit_tlb(struct translator *t, uint64_t pc, uint32_t what)
+{
+    struct emitter *m = &t->m;
+    if (t->single) {
+        emit_rip(t, pc);
+        emit_mov_imm(m, T1, what | SLOW_SPECIAL);
+        emit_call(m, t->ed->tr.helper[HELP_ACCESS]);
+        return;
+    }
+    emit_mov(m, T1, T0);
+    EMIT(m, "\x49\xc1\xeb\x07\x41\x81\xe3"); /* shr r11, 7; and r11d, */
+    emit4(m, (TLB_ENTRIES - 1) * sizeof(struct tlb_entry));
+    EMIT(m, "\x65\x4d\x03\x93"); /* add r10, gs:[r11 + tag] */
+    emit4(m, tag_offset(t, what & SLOW_WRITE));
+    EMIT(m, "\x49\x81\xfa"); /* cmp r10, */
+    emit4(m, PAGE_SIZE - (what & SLOW_SIZE));
+    EMIT(m, "\x0f\x87"); /* ja slow */
+    struct slow_stub *s = &t->slow[t->nr_slow++];
+    ASSERT(t->nr_slow <= MAX_SLOW);
+    s->jump = m->p;
+    emit4(m, 0);
+    EMIT(m, "\x65\x4d\x8b\x9b"); /* mov r11, gs:[r11 + host] */
+    emit4(m, tag_offset(t, false) - offsetof(struct tlb_entry, read_tag) + offsetof(struct tlb_entry, host));
+    *s = (struct slow_stub){s->jump, m->p, pc, what};
+}
+
+void emit_slow_stubs(struct translator *t)
+{
+    struct emitter *m = &t->m;
+    for (unsigned k = 0; k < t->nr_slow; k++) {
+        const struct slow_stub *s = &t->slow[k];
+        patch_rel32(s->jump, m->p);
+        EMIT(m, "\x65\x4d\x2b\x93"); /* sub r10, gs:[r11 + tag]: the address again */
+        emit4(m, tag_offset(t, s->what & SLOW_WRITE));
+        emit_rip(t, s->pc);
+        emit_mov_imm(m, T1, s->what);
+        emit_call(m, t->ed->tr.helper[HELP_ACCESS]);
+        emit_jmp(m, s->back);
+    }
+}
+
+void emit_commit(struct translator *t)
+{
+    if (t->single)
+        emit_call(&t->m, t->ed->tr.helper[HELP_COMMIT]);
+}

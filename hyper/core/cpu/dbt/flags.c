@@ -1,0 +1,104 @@
+/*
+ * Status flags while a block is translated.
+ *
+ * A TLB look-up destroys the host's flags, so a block knows at each point where the guest's are: in the host's flags, saved
+ * in cpu.status, or both. Backward liveness over the block, and a peek at what follows it in the same page, tells when nobody
+ * will read them; then nothing is saved. Direct edges carry flags in the host, indirect ones saved.
+ *
+ * Saved means as lahf and seto leave them; `add al, 127; sahf` puts them back: the sum overflows iff bit 0 was set.
+ */
+#include "cpu/dbt/translate.h"
+
+void save_flags(struct translator *t)
+{
+    emit_mov(&t->m, T1, H_RAX);
+    EMIT(&t->m, "\x9f\x0f\x90\xc0\x66"); /* lahf; seto al; and 16 bits of it: */
+    emit_gs(&t->m, false, 0x89, H_RAX, OFFSET(cpu.status));
+    emit_mov(&t->m, H_RAX, T1);
+}
+
+void restore_flags(struct translator *t, bool busy)
+{
+    if (busy)
+        emit_store_gs(&t->m, OFFSET(scratch0), H_RAX);
+    else
+        emit_mov(&t->m, T1, H_RAX);
+    emit_gs(&t->m, false, 0x1b7, H_RAX, OFFSET(cpu.status)); /* movzx eax, word */
+    EMIT(&t->m, "\x04\x7f\x9e");                             /* add al, 127; sahf */
+    if (busy)
+        emit_load_gs(&t->m, H_RAX, OFFSET(scratch0));
+    else
+        emit_mov(&t->m, H_RAX, T1);
+}
+
+void flags_give_up(struct translator *t, uint16_t live)
+{
+    if (live && t->flags == FLAGS_HOST)
+        save_flags(t);
+    t->flags = live ? FLAGS_SAVED : FLAGS_HOST;
+}
+
+void flags_to_host(struct translator *t, bool busy)
+{
+    if (t->flags == FLAGS_SAVED) {
+        restore_flags(t, busy);
+        t->flags = FLAGS_BOTH;
+    }
+}
+
+void flags_to_vcpu(struct translator *t)
+{
+    if (t->flags == FLAGS_HOST)
+        save_flags(t);
+    t->flags = FLAGS_SAVED;
+}
+
+bool needs_flags(const struct insn *i, uint16_t live_after)
+{
+    return i->flags_read || (i->flags_touch && (live_after & ~i->flags_kill));
+}
+
+/* Flags read from pc on before they are overwritten: looks a few instructions ahead in the block's own page, whose frame
+ * is registered, so that a change of those bytes kills this block too. */
+static uint16_t look_ahead(struct translator *t, uint64_t pc, unsigned depth)
+{
+    uint16_t dead = 0, live = 0;
+    if (depth > 4)
+        return X86_STATUS;
+    for (unsigned n = 0; n < 16; n++) {
+        if (page_of(pc) != t->page_vaddr || (pc & ~PAGE_MASK) > PAGE_SIZE - DECODE_BYTES)
+            return live | (X86_STATUS & ~dead);
+        struct insn i;
+        decode(&i, t->page + (pc & ~PAGE_MASK), pc);
+        live |= i.flags_read & ~dead;
+        dead |= i.flags_kill;
+        if ((live | dead) == X86_STATUS)
+            return live;
+        switch (i.kind) {
+        case INSN_JMP: pc = i.target; continue;
+        case INSN_CALL: return live | (look_ahead(t, i.target, depth + 1) & ~dead);
+        case INSN_JCC: case INSN_JRCXZ:
+            return live | ((look_ahead(t, i.target, depth + 1) | look_ahead(t, pc + i.length, depth + 1)) & ~dead);
+        }
+        if (insn_ends_block(&i))
+            return live | (X86_STATUS & ~dead);
+        pc += i.length;
+    }
+    return live | (X86_STATUS & ~dead);
+}
+
+uint16_t live_at(struct translator *t, uint64_t pc)
+{
+    struct engine_domain *ed = t->ed;
+    typeof(&ed->liveness[0]) known = &ed->liveness[pc * 0x9e3779b97f4a7c15ull >> 52];
+    _Static_assert(LIVENESS_ENTRIES == 1 << (64 - 52), "the hash");
+    if (page_of(pc) != t->page_vaddr)
+        return X86_STATUS;
+    if (known->pc != pc || known->generation != ed->liveness_generation || !mfn_eq(known->mfn, t->b->mfn)) {
+        known->live = look_ahead(t, pc, 0);
+        known->pc = pc;
+        known->generation = ed->liveness_generation;
+        known->mfn = t->b->mfn;
+    }
+    return known->live;
+}

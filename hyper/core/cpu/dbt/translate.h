@@ -1,0 +1,115 @@
+/*
+ * What the rooms of the translator share: the state of a block in the making, and what each room offers the others.
+ * translate.c first; every function here appends host instructions for a piece of a guest instruction, or for one.
+ */
+#ifndef UMXEN_TRANSLATE_H
+#define UMXEN_TRANSLATE_H
+#include "cpu/dbt/dbt.h"
+#include "cpu/dbt/emit.h"
+
+#define OFFSET(field) ((uint32_t)offsetof(struct engine_vcpu, field))
+#define REG_OFFSET(guest) (OFFSET(cpu.regs) + 8 * (guest))
+
+enum { T0 = H_R10, T1 = H_R11, GUEST_RSP = H_R15 };
+
+/* Where a guest register lives; -1: in the vCPU. */
+static const int8_t host_of[NR_GPRS] = {H_RAX, H_RCX, H_RDX, H_RBX, GUEST_RSP, H_RBP, H_RSI, H_RDI,
+                                        H_R8,  H_R9,  -1,    -1,    H_R12,     H_R13, H_R14, -1};
+
+#define MAX_INSNS 64
+#define MAX_SLOW 192
+
+enum flags_at { FLAGS_HOST, FLAGS_SAVED, FLAGS_BOTH };
+
+struct slow_stub { uint8_t *jump, *back; uint64_t pc; uint32_t what; };
+
+struct translator {
+    struct emitter m;
+    struct engine_vcpu *e;
+    struct engine_domain *ed;
+    struct block *b;
+    unsigned user; /* 0 or 1: which TLB and jump cache */
+    bool single;
+    enum flags_at flags;
+    struct slow_stub slow[MAX_SLOW];
+    unsigned nr_slow;
+    const uint8_t *page; /* the host's view of the page the block starts in */
+    uint64_t page_vaddr;
+};
+
+/* ---- flags.c ---------------------------------------------------------------------------------------------------- */
+void save_flags(struct translator *t);
+/* `busy`: r10 and r11 hold an address. */
+void restore_flags(struct translator *t, bool busy);
+/* Before code that destroys the host's flags. `live`: flags somebody will still read. */
+void flags_give_up(struct translator *t, uint16_t live);
+void flags_to_host(struct translator *t, bool busy);
+void flags_to_vcpu(struct translator *t);
+/* Must the host's flags be the guest's before this instruction runs? */
+bool needs_flags(const struct insn *i, uint16_t live_after);
+/* Flags that will be read from pc on before they are overwritten. */
+uint16_t live_at(struct translator *t, uint64_t pc);
+
+/* ---- operands.c ------------------------------------------------------------------------------------------------- */
+void load_guest(struct translator *t, unsigned host, unsigned guest);
+/* The host register that holds a guest register now; a spilled one is fetched into `scratch`. */
+unsigned guest_in(struct translator *t, unsigned guest, unsigned scratch);
+/* lea of the memory operand, without its segment. */
+void emit_address(struct translator *t, unsigned to, const struct insn *i, unsigned bytes);
+/* The guest virtual address of the operand, in T0. */
+void emit_vaddr(struct translator *t, const struct insn *i);
+/* 16 bits from r10 into a guest register, the rest of which stays. */
+void store_word(struct translator *t, unsigned guest);
+/* SLOW_STACK for an operand that is in the stack segment by default. */
+uint32_t stack_operand(const struct insn *i);
+
+/* ---- access.c --------------------------------------------------------------------------------------------------- */
+/* TLB look-up of the address in T0 for `what` (SLOW_*): afterwards T1 + T0 is the host's address. Flags are destroyed. */
+void emit_tlb(struct translator *t, uint64_t pc, uint32_t what);
+void emit_slow_stubs(struct translator *t);
+/* After a store in a single-step block: what went to the bounce buffer goes to the guest. */
+void emit_commit(struct translator *t);
+
+/* ---- general.c -------------------------------------------------------------------------------------------------- */
+void translate_memory_form(struct translator *t, const struct insn *i, uint16_t live_before, bool need);
+void translate_register_form(struct translator *t, const struct insn *i, bool need);
+void translate_verbatim(struct translator *t, const struct insn *i, bool need);
+void translate_register_opcode(struct translator *t, const struct insn *i);
+void translate_lea(struct translator *t, const struct insn *i);
+
+/* ---- stack.c ---------------------------------------------------------------------------------------------------- */
+/* Look-ups for `slots` words: afterwards T1 + T0 is the host's address of the lowest. */
+void emit_pop_address(struct translator *t, uint64_t pc, unsigned slots);
+/* How many of the `left` instructions were taken. */
+unsigned translate_pushes(struct translator *t, const struct insn *i, unsigned left, uint16_t live_before);
+unsigned translate_pops(struct translator *t, const struct insn *i, unsigned left, uint16_t live_before);
+void translate_push_rm(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_pop_rm(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_push_imm(struct translator *t, uint64_t pc, int64_t imm, uint16_t live_before);
+void translate_leave(struct translator *t, const struct insn *i, uint16_t live_before);
+
+/* ---- system.c --------------------------------------------------------------------------------------------------- */
+void translate_mov_from_segment(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_helper(struct translator *t, const struct insn *i, enum helper h, uint64_t argument);
+void translate_string(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_fxsave(struct translator *t, const struct insn *i, uint16_t live_before);
+
+/* ---- jumps.c ---------------------------------------------------------------------------------------------------- */
+void emit_rip(struct translator *t, uint64_t pc);
+void emit_exit(struct translator *t, uint64_t rip, enum dbt_exit why);
+/* A jump (0xe9), call (0xe8) or conditional jump (0x0f80 | cc) to a guest pc, to be linked. */
+void emit_link(struct translator *t, unsigned opcode, uint64_t pc);
+void emit_link_stubs(struct translator *t);
+/* cmp r10, pc; jne miss */
+void emit_check_pc(struct translator *t, uint64_t pc, const uint8_t *miss);
+/* Code whose every change of a mapping passes through unmap_code. */
+bool in_kernel_image(const struct translator *t);
+/* May a direct jump lead to pc? */
+bool may_chain(const struct translator *t, uint64_t pc);
+void translate_jmp_indirect(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_jrcxz(struct translator *t, const struct insn *i, uint16_t live_after);
+void translate_call(struct translator *t, const struct insn *i, uint16_t live_before, uint16_t live_after);
+void translate_call_indirect(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_ret(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_iret(struct translator *t, const struct insn *i);
+#endif
