@@ -167,7 +167,7 @@ def image_kernel(flavour: str, update: bool) -> None:
     help="For this kernel: its modules are taken from /lib/modules if they are there [env: KERNEL].",
 )
 @click.option("--flavour", type=click.Choice(list(images.FLAVOURS)), default="cloud", show_default=True)
-@click.option("--root", is_flag=True, help="With ext4, for a guest that boots from a disk (root=/dev/xvda).")
+@click.option("--root", is_flag=True, help="For a guest with a root disk (root=/dev/xvda).")
 @click.option(
     "--run",
     type=click.File("r"),

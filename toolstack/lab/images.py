@@ -35,8 +35,10 @@ FLAVOURS = {"cloud": "linux-image-cloud-amd64", "amd64": "linux-image-amd64"}
 """Debian's meta packages by the flavour's name."""
 MODULES = ("xen-blkfront", "xen-netfront")
 """What the initramfs loads, with what they depend on."""
-ROOT_MODULES = ("ext4", "crc32c_generic")
-"""What it loads as well to mount a root file system. ext4 asks for its checksum by name."""
+ROOT_MODULES = ("ext4", "crc32c_generic", "virtio_pci", "virtio_blk", "virtio_net")
+"""What it loads as well for a root file system: ext4, which asks for its checksum by name, and the drivers
+with which the same disk boots in QEMU, for comparison.
+"""
 SMALL_GUEST = Path(__file__).resolve().parents[2] / "domu" / "guests" / "small"
 
 _T = TypeVar("_T")

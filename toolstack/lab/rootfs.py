@@ -41,7 +41,7 @@ set -e
 root=$1
 echo debian > "$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost\n' > "$root/etc/hosts"
-echo '/dev/xvda / ext4 defaults 0 1' > "$root/etc/fstab"
+echo 'LABEL=root / ext4 defaults 0 1' > "$root/etc/fstab"
 printf '%s' "$network" > "$root/etc/systemd/network/10-guest.network"
 rm -f "$root/etc/resolv.conf"
 ln -s ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
