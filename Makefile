@@ -28,6 +28,7 @@ lint: $(STAMP)
 
 bench: packages-bench $(STAMP)
 	$(PYTHON) -m benchmarks.boot
+	$(PYTHON) -m benchmarks.guest
 
 clean:
 	rm -rf $(VENV) build ./*.egg-info
