@@ -179,13 +179,14 @@ class XenstoreClient(_Operations):
     # --- watches and transactions
 
     @asynccontextmanager
-    async def watch(self, *paths: str) -> AsyncIterator[Watch]:
+    async def watch(self, *paths: str, merged: bool = False) -> AsyncIterator[Watch]:
         """Tells of changes at and below `paths`, or of @introduceDomain and @releaseDomain. Each fires at
-        once.
+        once. `merged`: changes that wait to be read are told as one, by one of their paths; for folders that
+        a guest may write faster than anybody reads.
 
         Raises: BadArgument for what is no path.
         """
-        watch = Watch(self, paths)
+        watch = Watch(self, paths, merged)
         tokens: dict[str, str] = {}
         try:
             for path in paths:
@@ -356,8 +357,9 @@ class Transaction(_Operations):
 class Watch:
     """Iterate over it: each item is a path that has changed. Paths that wait are kept once."""
 
-    def __init__(self, client: XenstoreClient, paths: Sequence[str]) -> None:
+    def __init__(self, client: XenstoreClient, paths: Sequence[str], merged: bool = False) -> None:
         self.paths = paths
+        self._merged = merged
         self._client = client
         self._send, self._receive = trio.open_memory_channel[str](MAX_PENDING_EVENTS)
         self._waiting: set[str] = set()
@@ -377,7 +379,7 @@ class Watch:
         return path
 
     def _fire(self, path: str) -> None:
-        if path not in self._waiting:
+        if path not in self._waiting and not (self._merged and self._waiting):
             try:
                 self._send.send_nowait(path)
             except trio.WouldBlock:
