@@ -66,6 +66,14 @@ def _pointer(ctype: str, view: memoryview | bytearray) -> Any:
     return ffi.gc(ffi.cast(ctype, address), lambda _, keep=view: None)
 
 
+def array_at(ctype: str, view: memoryview | bytearray) -> Any:
+    """A pointer to the first of the `ctype`s in `view`, which it keeps alive. Not bounds-checked.
+
+    Raises: BufferError when `view` is read-only.
+    """
+    return _pointer(f"{ctype} *", view)
+
+
 def array(ctype: str, view: bytearray) -> Any:
     """A `ctype[]` over `view`, which it keeps alive; as long as fits. For a memoryview see _pointer.
 

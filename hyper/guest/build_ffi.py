@@ -14,18 +14,20 @@ sys.path.insert(0, str(ROOT))
 from hyper.public.headers import PUBLIC, declarations, public_headers  # noqa: E402
 
 GUEST = ROOT / "hyper" / "guest"
+HEADERS = [GUEST / "rings.h", GUEST / "front.h"]
 
 
 def ffi() -> cffi.FFI:
     builder = cffi.FFI()
     headers = public_headers()
-    builder.cdef(declarations([*headers, GUEST / "rings.h"]))
-    includes = [f'#include "{path.relative_to(PUBLIC)}"' for path in headers] + ['#include "rings.h"']
+    builder.cdef(declarations([*headers, *HEADERS]))
+    includes = [f'#include "{path.relative_to(PUBLIC)}"' for path in headers]
+    includes += [f'#include "{path.name}"' for path in HEADERS]
     builder.set_source(
         "hyper.guest._guest",
         "\n".join(includes),
-        sources=["hyper/guest/rings.c"],
-        depends=[str(path.relative_to(ROOT)) for path in (*headers, GUEST / "rings.h")],
+        sources=["hyper/guest/rings.c", "hyper/guest/front.c"],
+        depends=[str(path.relative_to(ROOT)) for path in (*headers, *HEADERS)],
         # Not -I: our errno.h and sched.h must not stand before the system's.
         extra_compile_args=[
             "-O2", "-g", "-Wall", "-Wextra", "-std=gnu11", "-iquote", str(PUBLIC), "-iquote", str(GUEST),

@@ -86,3 +86,28 @@ class Port:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class SharedWait:
+    """Lets several tasks wait for one port: each event wakes all of them.
+
+    Whoever waits looks first whether there is something to do: events of which nobody knew any more what
+    they were for are possible.
+    """
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._lot = trio.lowlevel.ParkingLot()
+        self._somebody_waits = False
+
+    async def wait(self) -> None:
+        """Raises: as Port.wait()."""
+        if self._somebody_waits:
+            await self._lot.park()
+            return
+        self._somebody_waits = True
+        try:
+            await self._port.wait()
+        finally:
+            self._somebody_waits = False
+            self._lot.unpark_all()

@@ -5,8 +5,8 @@
  * writes bytes and then stores prod with release; the consumer loads prod with acquire, copies, and stores cons with
  * release, after which the bytes may be overwritten. The acquire load of the other side's index is the other half.
  *
- * The page belongs to the guest: it may change anything at any time. Each index is loaded once per call; prod - cons
- * above the ring's size is the guest's fault and answers -1. Whatever it writes, no copy leaves the ring.
+ * The other side may change anything in the page at any time. Each index is loaded once per call; prod - cons above the
+ * ring's size is the other side's fault and answers -1. Whatever it writes, no copy leaves the ring.
  */
 #include "rings.h"
 
@@ -30,6 +30,17 @@ static int32_t peek(const char *ring, uint32_t size, uint32_t cons, const uint32
     memcpy(to, ring + at, first);
     memcpy((char *)to + first, ring, bytes - first);
     return (int32_t)bytes;
+}
+
+static int32_t take(const char *ring, uint32_t size, uint32_t *shared_cons, const uint32_t *shared_prod, void *to,
+                    uint32_t max)
+{
+    uint32_t cons = __atomic_load_n(shared_cons, __ATOMIC_RELAXED);
+    int32_t bytes = peek(ring, size, cons, shared_prod, to, max);
+
+    if (bytes > 0)
+        __atomic_store_n(shared_cons, cons + (uint32_t)bytes, __ATOMIC_RELEASE);
+    return bytes;
 }
 
 static int32_t produce(char *ring, uint32_t size, const uint32_t *shared_cons, uint32_t *shared_prod, const void *from,
@@ -93,15 +104,32 @@ void ring_xenstore_reset(struct xenstore_domain_interface *page)
 
 int32_t ring_console_read(struct xencons_interface *page, void *to, uint32_t max)
 {
-    uint32_t cons = __atomic_load_n(&page->out_cons, __ATOMIC_RELAXED);
-    int32_t bytes = peek(page->out, sizeof(page->out), cons, &page->out_prod, to, max);
-
-    if (bytes > 0)
-        __atomic_store_n(&page->out_cons, cons + (uint32_t)bytes, __ATOMIC_RELEASE);
-    return bytes;
+    return take(page->out, sizeof(page->out), &page->out_cons, &page->out_prod, to, max);
 }
 
 int32_t ring_console_write(struct xencons_interface *page, const void *from, uint32_t bytes)
 {
     return produce(page->in, sizeof(page->in), &page->in_cons, &page->in_prod, from, bytes);
+}
+
+/* ---- the guest's ends of the same rings -------------------------------------------------------------------------- */
+
+int32_t ring_xenstore_ask(struct xenstore_domain_interface *page, const void *from, uint32_t bytes)
+{
+    return produce(page->req, sizeof(page->req), &page->req_cons, &page->req_prod, from, bytes);
+}
+
+int32_t ring_xenstore_answer(struct xenstore_domain_interface *page, void *to, uint32_t max)
+{
+    return take(page->rsp, sizeof(page->rsp), &page->rsp_cons, &page->rsp_prod, to, max);
+}
+
+int32_t ring_console_print(struct xencons_interface *page, const void *from, uint32_t bytes)
+{
+    return produce(page->out, sizeof(page->out), &page->out_cons, &page->out_prod, from, bytes);
+}
+
+int32_t ring_console_type(struct xencons_interface *page, void *to, uint32_t max)
+{
+    return take(page->in, sizeof(page->in), &page->in_cons, &page->in_prod, to, max);
 }

@@ -1,4 +1,7 @@
-"""Dom0's end of the xenstore and console rings of a guest. Indices are touched in C only (rings.c)."""
+"""Both ends of the xenstore and console rings of a guest. Indices are touched in C only (rings.c).
+
+XenstoreRing and ConsoleRing are Dom0's ends, GuestXenstoreRing and GuestConsoleRing the guest's.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ Bytes = bytes | bytearray | memoryview
 
 
 class RingError(Exception):
-    """The guest has put impossible indices into its ring: the guest's fault."""
+    """The other side has put impossible indices into a ring: its fault."""
 
 
 class XenstoreRing:
@@ -88,6 +91,60 @@ class ConsoleRing:
         return _put(lib.ring_console_write, self._page, data, "console input")
 
 
+class GuestXenstoreRing:
+    """The guest's end of `view`, its xenstore page. Never blocks.
+
+    Who writes or reads here notifies the port afterwards.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self._page = struct("struct xenstore_domain_interface", view)
+
+    def write(self, data: Bytes) -> int:
+        """Bytes of requests accepted, from the beginning of `data`; 0 when the ring is full.
+
+        Raises: RingError.
+        """
+        return _put(lib.ring_xenstore_ask, self._page, data, "xenstore requests")
+
+    def read(self, max_bytes: int) -> bytes:
+        """Up to `max_bytes` of replies and events, taken out of the ring.
+
+        Raises: RingError.
+        """
+        return _take(lib.ring_xenstore_answer, self._page, max_bytes, "xenstore responses")
+
+    @property
+    def problem(self) -> int:
+        """Why xenstored no longer serves this ring (RingProblem); 0 while it does."""
+        problem: int = self._page.error
+        return problem
+
+
+class GuestConsoleRing:
+    """The guest's end of `view`, its console page. Never blocks.
+
+    Who writes or reads here notifies the port afterwards.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self._page = struct("struct xencons_interface", view)
+
+    def write(self, data: Bytes) -> int:
+        """Bytes printed, from the beginning of `data`; 0 when the ring is full.
+
+        Raises: RingError.
+        """
+        return _put(lib.ring_console_print, self._page, data, "console output")
+
+    def read(self, max_bytes: int) -> bytes:
+        """Up to `max_bytes` of what was typed.
+
+        Raises: RingError.
+        """
+        return _take(lib.ring_console_type, self._page, max_bytes, "console input")
+
+
 def _take(read: Any, page: Any, max_bytes: int, what: str) -> bytes:
     buffer = bytearray(min(max_bytes, 4096))  # no ring is longer
     return bytes(buffer[: _checked(read(page, ffi.from_buffer(buffer), len(buffer)), what)])
@@ -99,5 +156,5 @@ def _put(write: Any, page: Any, data: Bytes, what: str) -> int:
 
 def _checked(result: int, what: str) -> int:
     if result < 0:
-        raise RingError(f"{what}: the guest's ring indices make no sense")
+        raise RingError(f"{what}: the ring indices make no sense")
     return result

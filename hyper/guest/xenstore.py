@@ -1,4 +1,4 @@
-"""XenStore client for Dom0's processes, over xenstored's unix socket.
+"""XenStore client: for Dom0's processes over xenstored's unix socket, for a guest over its ring page.
 
     async with xenstore.connect(paths.xenstored) as xs:
         await xs.write("/local/domain/0/x", "1")
@@ -7,8 +7,9 @@
             async for path in watch:                  # once at first, then whenever it fires
                 ...
 
-Any number of tasks may use one client; a task of its own reads the socket. Nothing is survived silently: when
-xenstored goes away, every call and every watch raises XenstoreGone, then and ever after; connect again.
+over_ring(page, port) is the same for a guest. Any number of tasks may use one client; a task of its own reads
+the answers. Nothing is survived silently: when xenstored goes away, every call and every watch raises
+XenstoreGone, then and ever after; connect again. (A guest's ring outlives a restart of xenstored unnoticed.)
 Refused requests raise the XenError of their errno: NoSuchNode, AccessDenied, TryAgain (a transaction that
 lost), ...
 
@@ -23,11 +24,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import trio
 
-from hyper.public.errors import NoSuchNode, TooBig, TryAgain, XenErrno, XenError, xen_error
+from hyper.guest.ports import Port, SharedWait
+from hyper.guest.rings import GuestXenstoreRing, RingError
+from hyper.public.errors import HypervisorGone, NoSuchNode, TooBig, TryAgain, XenErrno, XenError, xen_error
 from hyper.public.xs_wire import (
     HEADER,
     PAYLOAD_MAX,
@@ -39,6 +42,8 @@ from hyper.public.xs_wire import (
 )
 
 T = TypeVar("T")
+A = TypeVar("A")
+R = TypeVar("R")
 
 MAX_PENDING_EVENTS = 4096
 """Different paths a watch may have waiting; a reader further behind loses the connection."""
@@ -55,9 +60,23 @@ async def connect(path: Path | str) -> AsyncIterator[XenstoreClient]:
 
     Raises: XenstoreGone when nobody listens there.
     """
-    failure: BaseException | None = None
     with await _connected(os.fspath(path)) as sock:
-        client = XenstoreClient(sock)
+        async with _client(sock) as client:
+            yield client
+
+
+@asynccontextmanager
+async def over_ring(page: memoryview, port: Port) -> AsyncIterator[XenstoreClient]:
+    """The same for a guest: `page` is its xenstore page, `port` its end of that ring's event channel."""
+    async with _client(_RingTransport(page, port)) as client:
+        yield client
+
+
+@asynccontextmanager
+async def _client(transport: Transport) -> AsyncIterator[XenstoreClient]:
+    failure: BaseException | None = None
+    client = XenstoreClient(transport)
+    try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client._receive)
             try:
@@ -65,9 +84,56 @@ async def connect(path: Path | str) -> AsyncIterator[XenstoreClient]:
             except BaseException as error:  # raised again below: not as an exception group
                 failure = error
             nursery.cancel_scope.cancel()
+    finally:
         client._hang_up("the connection is closed")
     if failure is not None:
         raise failure
+
+
+class Transport(Protocol):
+    """What carries the bytes: a trio socket, or a ring."""
+
+    def send(self, data: bytes, /) -> Awaitable[int]:
+        """Bytes taken, at least one; waits until there is room. Raises: OSError."""
+
+    def recv(self, max_bytes: int, /) -> Awaitable[bytes]:
+        """At least one byte; b"" when the other side has hung up. Raises: OSError."""
+
+
+class _RingTransport:
+    """The guest's end of its ring page. xenstored may come back after a restart: the ring waits for it."""
+
+    def __init__(self, page: memoryview, port: Port) -> None:
+        self._ring = GuestXenstoreRing(page)
+        self._port = port
+        self._events = SharedWait(port)
+
+    async def send(self, data: bytes, /) -> int:
+        while not (sent := self._checked(self._ring.write, data)):
+            await self._wait()
+        self._port.notify()
+        return sent
+
+    async def recv(self, max_bytes: int, /) -> bytes:
+        while not (data := self._checked(self._ring.read, max_bytes)):
+            await self._wait()
+        self._port.notify()  # there is room again
+        return data
+
+    async def _wait(self) -> None:
+        try:
+            await self._events.wait()
+        except (HypervisorGone, trio.ClosedResourceError) as error:
+            raise ConnectionError(str(error)) from error
+
+    def _checked(self, step: Callable[[A], R], argument: A) -> R:
+        """Raises: ConnectionError when xenstored no longer serves the ring, or the ring makes no sense."""
+        if problem := self._ring.problem:
+            raise ConnectionError(f"xenstored has given our ring up: {problem}")
+        try:
+            return step(argument)
+        except RingError as error:
+            raise ConnectionError(str(error)) from error
 
 
 async def _connected(path: str) -> trio.socket.SocketType:
@@ -164,10 +230,10 @@ class _Operations:
 
 
 class XenstoreClient(_Operations):
-    """A connection. Made by connect()."""
+    """A connection. Made by connect() and over_ring()."""
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._turn = trio.Lock()
         self._req_ids = count(1)
         self._tokens = count(1)
@@ -296,16 +362,16 @@ class XenstoreClient(_Operations):
             if self._gone.is_set():
                 raise XenstoreGone(self._reason)
             try:
-                await self._sock_send_all(message)
+                await self._send_all(message)
             except OSError as error:
                 self._hang_up(str(error))
                 raise XenstoreGone(self._reason) from error
 
-    async def _sock_send_all(self, message: bytes) -> None:
+    async def _send_all(self, message: bytes) -> None:
         sent = 0
         try:
             while sent < len(message):
-                sent += await self._sock.send(message[sent:])
+                sent += await self._transport.send(message[sent:])
         finally:
             if 0 < sent < len(message):
                 self._hang_up("a request was cut short by cancellation")
@@ -314,7 +380,7 @@ class XenstoreClient(_Operations):
         reason = "xenstored has hung up"
         decoder = Decoder()
         try:
-            while chunk := await self._sock.recv(65536):
+            while chunk := await self._transport.recv(65536):
                 decoder.feed(chunk)
                 for message in decoder:
                     if message.type == XsType.WATCH_EVENT:
