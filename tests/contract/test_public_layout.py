@@ -21,7 +21,7 @@ ORACLE = Path("/usr/include/xen")
 ORACLE_HEADERS = (
     "xen.h errno.h version.h features.h memory.h event_channel.h grant_table.h sched.h vcpu.h callback.h "
     "physdev.h domctl.h sysctl.h elfnote.h arch-x86/cpuid.h io/console.h io/xs_wire.h io/xenbus.h "
-    "io/ring.h io/netif.h"
+    "io/ring.h io/netif.h io/blkif.h"
 ).split()
 TOOLS = "-D__XEN_TOOLS__"  # the newest interface version, with domctl and sysctl
 HYPERVISOR = "-D__XEN__"  # and the few constants that Xen keeps to itself
@@ -32,7 +32,7 @@ FAMILIES = (
     "|EVTCHNOP_|EVTCHNSTAT_|EVTCHN_FIFO_|GNTTABOP_(?!error_msgs)|GNTST_|GTF_|GNTMAP_|GNTCOPY_|SCHEDOP_|SHUTDOWN_"
     "|VCPUOP_|RUNSTATE_|CALLBACK|PHYSDEVOP_[a-z]|XEN_ELFNOTE_|XENMAPSPACE_|XEN_DOMCTL_CDF_|XEN_DOMINF_|XEN_SCHEDULER_"
     "|XEN_DOMCTL_PFINFO_|XEN_DOMCTL_(?!vmtrace_(?!op))[a-z]|XEN_SYSCTL_(?!pm_op_)[a-z]|XEN_SYSCTL_PHYSCAP_|XEN_SYSCTL_CPUPOOL_|XENSTORE_"
-    "|NETTXF_|NETRXF_|NETIF_RSP_|XEN_NETIF_"
+    "|BLKIF_|VDISK_|NETTXF_|NETRXF_|NETIF_RSP_|XEN_NETIF_"
 )
 
 
