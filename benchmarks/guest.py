@@ -212,7 +212,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 def table(native: Machine, ours: Machine, qemu: Machine) -> str:
     rows = [
-        f"{'CPU seconds':<12} {NATIVE:>8} {OURS:>8} {QEMU:>9} {'/native':>8} {'/QEMU':>7}   umxen, QEMU from-to"
+        f"{'CPU seconds':<12} {NATIVE:>8} {OURS:>8} {QEMU:>9} {'/native':>8} {'/QEMU':>7}   umxen, QEMU range"
     ]
     for name in native.seconds:
         a, b, c = (machine.median(name) for machine in (native, ours, qemu))
