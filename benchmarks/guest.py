@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +79,7 @@ class Machine:
         return f"{low:.2f}-{high:.2f}"
 
 
-def lines(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[str]:
+def lines(command: Sequence[str], environment: Mapping[str, str]) -> Generator[str, None, None]:
     """What a command prints, line by line; it is ended when nobody wants more. Raises: BenchmarkError."""
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -122,6 +122,8 @@ static int64_t do_multicall(uint64_t list, uint64_t count)
         multicall.active = true;
         int64_t ret = do_hypercall(multicall.entry.op, multicall.entry.args);
         multicall.active = false;
+        if (ret == HYPERCALL_LEFT) /* the rest would run as calls of user mode */
+            return ret;
         if (ret == -XEN_ERESTART) { /* the rest of this one, then the others */
             if (copy_to_guest(list, &multicall.entry, sizeof(multicall.entry)))
                 return -XEN_EFAULT;
@@ -131,6 +133,12 @@ static int64_t do_multicall(uint64_t list, uint64_t count)
             return -XEN_EFAULT;
     }
     return 0;
+}
+
+static int64_t leave(struct vcpu *v)
+{
+    do_iret(v);
+    return HYPERCALL_LEFT;
 }
 
 /* ---- calls in older clothes ------------------------------------------------------------------------------------- */
@@ -191,7 +199,7 @@ CALL(console_io, do_console_io(c->vcpu, a[0], a[1], a[2]))
 CALL(grant_table_op, do_grant_table_op(c->vcpu, c->domain, c->conn, a[0], a[1], a[2]))
 CALL(vm_assist, do_vm_assist(c->domain, a[0], a[1]))
 CALL(update_va_mapping_otherdomain, update_va_mapping_otherdomain(c, a))
-CALL(iret, do_iret(c->vcpu))
+CALL(iret, leave(c->vcpu))
 CALL(vcpu_op, do_vcpu_op(c->vcpu, a[0], a[1], a[2]))
 CALL(set_segment_base, do_set_segment_base(c->vcpu, a[0], a[1]))
 CALL(mmuext_op, do_mmuext_op(c->vcpu, c->domain, a[0], a[1], a[2], a[3]))

@@ -42,6 +42,7 @@ bool hypercall_preempt_check(void);
 int64_t hypercall_continue(unsigned nr, unsigned nr_args, ...);
 
 /* One hypercall of the current caller. Called without locks. */
+#define HYPERCALL_LEFT INT64_MIN /* an iret: the vCPU's registers are those of where it went, no result belongs there */
 int64_t do_hypercall(uint64_t nr, const uint64_t args[6]);
 
 int64_t do_domctl(struct domain *caller, uint64_t arg);

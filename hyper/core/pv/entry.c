@@ -23,8 +23,12 @@ static void hypercall(struct vcpu *v)
         do_iret(v);
         return;
     }
+    c->sreg[SREG_CS] = FLAT_KERNEL_CS; /* as SYSCALL leaves it; a kernel may have come from a selector of its own */
+    c->sreg[SREG_SS] = FLAT_KERNEL_SS;
     const uint64_t args[6] = {c->regs[RDI], c->regs[RSI], c->regs[RDX], c->regs[R10], c->regs[R8], c->regs[R9]};
     int64_t ret = do_hypercall(nr, args);
+    if (ret == HYPERCALL_LEFT)
+        return;
     if (ret == -XEN_ERESTART) {
         c->rip = rip - 2; /* the syscall again, with the arguments hypercall_continue has left */
         return;
