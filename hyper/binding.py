@@ -44,6 +44,10 @@ class Core(Protocol):
         """(result, upcall, doorbell)"""
         ...
 
+    def conn_open_ring(self, conn: ConnHandle) -> tuple[int, int, int]:
+        """(result, memfd, doorbell); the descriptors are the caller's."""
+        ...
+
 
 class _Lib(Protocol):
     """hv_* as cffi offers them; pointers are opaque."""
@@ -60,6 +64,7 @@ class _Lib(Protocol):
     def hv_conn_set_arena(self, conn: Any, fd: int, nbytes: int) -> int: ...
     def hv_conn_hypercall(self, conn: Any, nr: int, args: Any) -> int: ...
     def hv_conn_port_fds(self, conn: Any, port: int, upcall: Any, doorbell: Any) -> int: ...
+    def hv_conn_open_ring(self, conn: Any, memfd: Any, doorbell: Any) -> int: ...
 
 
 def load() -> Core:
@@ -131,4 +136,9 @@ class _CffiCore:
     def conn_port_fds(self, conn: ConnHandle, port: int) -> tuple[int, int, int]:
         fds = self._ffi.new("int[2]", (-1, -1))
         ret = self._lib.hv_conn_port_fds(conn, port, fds, fds + 1)
+        return ret, fds[0], fds[1]
+
+    def conn_open_ring(self, conn: ConnHandle) -> tuple[int, int, int]:
+        fds = self._ffi.new("int[2]", (-1, -1))
+        ret = self._lib.hv_conn_open_ring(conn, fds, fds + 1)
         return ret, fds[0], fds[1]

@@ -92,7 +92,7 @@ class Connection:
         return self._handle
 
     def set_arena(self, fd: int, nbytes: int) -> int:
-        """The core duplicates `fd`."""
+        """Once; -EBUSY afterwards. `fd` stays the caller's."""
         return self.machine.core.conn_set_arena(self._conn, fd, nbytes)
 
     def hypercall(self, nr: int, args: tuple[int, ...]) -> int:
@@ -103,8 +103,12 @@ class Connection:
         """(result, upcall, doorbell); both fds stay the core's."""
         return self.machine.core.conn_port_fds(self._conn, port)
 
+    def open_ring(self) -> tuple[int, int, int]:
+        """(result, memfd, doorbell) of a new hypercall ring; both fds are the caller's to close."""
+        return self.machine.core.conn_open_ring(self._conn)
+
     def close(self) -> None:
-        """Closes its ports, unmaps its grants, drops its arena. May be called twice."""
+        """Ends its rings, closes its ports, unmaps its grants, drops its arena. May be called twice."""
         handle, self._handle = self._handle, None
         if handle is not None:
             self.machine._connections.discard(self)

@@ -20,6 +20,7 @@ from hyper.machine import ERESTART, Connection, Machine
 from hyper.public import wire
 from hyper.public.errors import XenErrno, XenError
 from hyper.public.packets import as_packet_socket, close_fds, receive_packet, send_packet
+from hyper.public.types import PAGE_SHIFT
 
 DOM0 = 0
 MAX_CONNECTIONS = 512
@@ -185,6 +186,9 @@ class _Session:
             case wire.Port(port):
                 ret, upcall, doorbell = self._connection.port_fds(port)
                 return wire.encode_reply(ret), [os.dup(upcall), os.dup(doorbell)] if ret >= 0 else []
+            case wire.Ring():
+                ret, memfd, bell = self._connection.open_ring()
+                return wire.encode_reply(ret), [memfd, bell] if ret >= 0 else []
             case wire.Statistics():
                 return wire.encode_reply(0, statistics=self._machine.statistics()), []
             case wire.FdPut() | wire.FdGet() | wire.FdDel() if self._connection.domid != DOM0:
@@ -204,9 +208,10 @@ class _Session:
         self._greeted = True
         domid = self._connection.domid
         if domid != DOM0:
-            return wire.encode_reply(0, domid=domid, bank_bytes=0), []
+            return wire.encode_reply(0, domid=domid, bank_bytes=0, max_mfn=0), []
         bank_bytes = self._machine.bank_bytes
-        return wire.encode_reply(0, domid=domid, bank_bytes=bank_bytes), [os.dup(self._machine.bank_fd)]
+        size = {"bank_bytes": bank_bytes, "max_mfn": bank_bytes >> PAGE_SHIFT}
+        return wire.encode_reply(0, domid=domid, **size), [os.dup(self._machine.bank_fd)]
 
     async def _hypercall(self, nr: int, args: tuple[int, ...]) -> int:
         while (ret := self._connection.hypercall(nr, args)) == ERESTART:

@@ -102,6 +102,8 @@ class FakeCore:
             "nr_conns": len(hv.conns),
             "nr_ports": len(hv.ports),
             "nr_grant_maps": len(hv.maps),
+            "nr_rings": 0,
+            "nr_banks": 0,
         }
 
     def bank_fd(self, hv: Any) -> int:
@@ -161,6 +163,9 @@ class FakeCore:
         if found is None or found.owner is not conn:
             return -E.EPERM if found else -E.EINVAL, -1, -1
         return 0, found.upcall, found.doorbell
+
+    def conn_open_ring(self, conn: Any) -> tuple[int, int, int]:
+        return -E.EOPNOTSUPP, -1, -1  # what serves one is the core's own C
 
     def _struct(self, conn: Any, ctype: str, at: int) -> Any:
         if conn.arena is None or not 0 < at <= len(conn.arena) - abi.sizeof(ctype):

@@ -1,6 +1,6 @@
 /*
  * Connections: the host processes that act for a process domain, each with its arena (guest handles of its hypercalls
- * are offsets in it), its event ports and its grant mappings; all three go when the connection goes.
+ * are offsets in it), its event ports, its grant mappings and its hypercall rings (hcall_ring.c); all go with it.
  *
  * The doorbell thread waits on the doorbells of all bound ports. A doorbell is watched edge-triggered: every write to an
  * eventfd is an edge, so the thread need not read it. Clients keep duplicates of the descriptors, so a closed port is
@@ -10,10 +10,12 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "event.h"
@@ -47,6 +49,7 @@ int hv_conn_create(hv_t *hv, uint16_t domid, hv_conn_t **out)
     conn->hv = hv;
     conn->domain = d;
     list_init(&conn->grant_maps);
+    list_init(&conn->rings);
     lock(&hv->event_lock);
     list_append(&conn->link, &hv->conns);
     hv->nr_conns++;
@@ -68,6 +71,7 @@ void hv_conn_destroy(hv_conn_t *conn)
     if (!conn)
         return;
     struct hv *hv = conn->hv;
+    hcall_rings_end(conn);
     evtchn_close_conn(conn);
     grant_unmap_conn(conn);
     drop_arena(conn);
@@ -79,15 +83,20 @@ void hv_conn_destroy(hv_conn_t *conn)
     free(conn);
 }
 
-/* A client that could shrink its memfd could make us fault. */
+int seal_size(int fd) { return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL); }
+
+/* A client that could shrink its memfd could make us fault; so could one of huge pages that the host hasn't got. */
 static int check_arena(int fd, uint64_t bytes)
 {
     const int needed = F_SEAL_SHRINK | F_SEAL_GROW;
     struct stat st;
+    struct statfs fs;
     if (!bytes || bytes % PAGE_SIZE || bytes > MAX_ARENA_BYTES)
         return -XEN_EINVAL;
     int seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || (seals & needed) != needed)
+        return -XEN_EINVAL;
+    if (fstatfs(fd, &fs) || fs.f_type != TMPFS_MAGIC)
         return -XEN_EINVAL;
     if (fstat(fd, &st) || (uint64_t)st.st_size < bytes)
         return -XEN_EINVAL;
@@ -96,13 +105,12 @@ static int check_arena(int fd, uint64_t bytes)
 
 int hv_conn_set_arena(hv_conn_t *conn, int fd, uint64_t bytes)
 {
-    int rc = check_arena(fd, bytes);
+    int rc = conn->arena ? -XEN_EBUSY : check_arena(fd, bytes);
     if (rc)
         return rc;
     void *arena = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (arena == MAP_FAILED)
         return -XEN_ENOMEM;
-    drop_arena(conn);
     conn->arena = arena;
     conn->arena_bytes = bytes;
     return 0;
@@ -122,21 +130,27 @@ static bool take_continuation(struct continuation *c, uint64_t nr, const uint64_
     return same;
 }
 
-int64_t hv_conn_hypercall(hv_conn_t *conn, uint64_t nr, const uint64_t args[6])
+int64_t conn_hypercall(struct hv_conn *conn, struct hcall_channel *channel, uint64_t nr, const uint64_t args[6])
 {
+    struct continuation *c = &channel->continuation;
     uint64_t now[6];
     if (atomic_load(&conn->domain->dying))
         return -XEN_ESRCH;
-    take_continuation(&conn->continuation, nr, args, now);
-    conn->deadline_ns = hv_now(conn->hv) + CALL_BUDGET_NS;
-    current_caller = (struct caller){.conn = conn, .domain = conn->domain};
+    take_continuation(c, nr, args, now);
+    channel->deadline_ns = hv_now(conn->hv) + CALL_BUDGET_NS;
+    current_caller = (struct caller){.conn = conn, .domain = conn->domain, .channel = channel};
     int64_t ret = do_hypercall(nr, now);
     current_caller = (struct caller){0};
-    if (ret == -XEN_ERESTART && conn->continuation.valid) {
-        conn->continuation.nr = nr;
-        memcpy(conn->continuation.asked, args, sizeof(conn->continuation.asked));
+    if (ret == -XEN_ERESTART && c->valid) {
+        c->nr = nr;
+        memcpy(c->asked, args, sizeof(c->asked));
     }
     return ret;
+}
+
+int64_t hv_conn_hypercall(hv_conn_t *conn, uint64_t nr, const uint64_t args[6])
+{
+    return conn_hypercall(conn, &conn->socket, nr, args);
 }
 
 /* ---- doorbells and deferred work -------------------------------------------------------------------------------- */

@@ -396,12 +396,22 @@ static int16_t unmap_grant_ref(struct gnttab_unmap_grant_ref *op)
 
 /* ---- copy ------------------------------------------------------------------------------------------------------- */
 
+/* A process's own memory is its arena: gmfn n is page n of it, and neither frame nor domain are involved. */
 struct copy_side {
-    struct domain *d; /* referenced */
+    struct domain *d; /* referenced; NULL: a page of the connection's arena */
     struct page_info *pg;
+    uint8_t *host;
     uint32_t ref;
     bool is_gref, writes;
 };
+
+static int16_t pin_arena_page(struct copy_side *s, const struct hv_conn *conn, uint64_t gmfn)
+{
+    if (gmfn >= conn->arena_bytes >> PAGE_SHIFT)
+        return GNTST_bad_page;
+    s->host = conn->arena + (gmfn << PAGE_SHIFT);
+    return GNTST_okay;
+}
 
 static int16_t pin_own_frame(struct copy_side *s, uint64_t gmfn)
 {
@@ -420,6 +430,8 @@ static int16_t pin_side(struct copy_side *s, struct vcpu *curr, const struct gnt
     const struct caller *c = &current_caller;
     if (!s->is_gref && ptr->domid != DOMID_SELF)
         return GNTST_permission_denied;
+    if (!s->is_gref && c->conn)
+        return pin_arena_page(s, c->conn, ptr->u.gmfn);
     s->d = get_domain(c->domain->hv, c->domain, ptr->domid);
     if (!s->d)
         return GNTST_bad_domain;
@@ -428,13 +440,17 @@ static int16_t pin_side(struct copy_side *s, struct vcpu *curr, const struct gnt
     int16_t status = s->is_gref ? use_entry(s->d, s->ref, c->domain->id, !s->writes, &s->pg)
                                 : pin_own_frame(s, ptr->u.gmfn);
     unlock_domain_of(s->d, curr);
-    if (status != GNTST_okay)
+    if (status == GNTST_okay)
+        s->host = mfn_to_virt(s->d->hv, page_to_mfn(s->d->hv, s->pg));
+    else
         put_domain(s->d);
     return status;
 }
 
 static void unpin_side(struct copy_side *s, struct vcpu *curr)
 {
+    if (!s->d)
+        return;
     lock_domain_of(s->d, curr);
     if (s->is_gref) {
         release_entry(s->d, s->ref, !s->writes);
@@ -445,11 +461,6 @@ static void unpin_side(struct copy_side *s, struct vcpu *curr)
     }
     unlock_domain_of(s->d, curr);
     put_domain(s->d);
-}
-
-static uint8_t *side_host(const struct copy_side *s, uint16_t offset)
-{
-    return (uint8_t *)mfn_to_virt(s->d->hv, page_to_mfn(s->d->hv, s->pg)) + offset;
 }
 
 static int16_t copy_grant(const struct gnttab_copy *op)
@@ -464,7 +475,7 @@ static int16_t copy_grant(const struct gnttab_copy *op)
         return status;
     status = pin_side(&to, curr, &op->dest);
     if (status == GNTST_okay) {
-        memmove(side_host(&to, op->dest.offset), side_host(&from, op->source.offset), op->len);
+        memmove(to.host + op->dest.offset, from.host + op->source.offset, op->len);
         unpin_side(&to, curr);
     }
     unpin_side(&from, curr);

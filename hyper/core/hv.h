@@ -26,7 +26,7 @@ struct hv_config {
 
 struct hv_statistics {
     uint64_t total_frames, free_frames;
-    uint32_t nr_domains, nr_conns, nr_ports, nr_grant_maps;
+    uint32_t nr_domains, nr_conns, nr_ports, nr_grant_maps, nr_rings, nr_banks;
 };
 
 /* A machine: banks, frame table, Dom0. No thread runs before hv_start. */
@@ -43,9 +43,13 @@ uint64_t hv_bank_bytes(hv_t *hv);
 int hv_conn_create(hv_t *hv, uint16_t domid, hv_conn_t **out);
 /* Closes its ports, unmaps its grants, drops its arena. */
 void hv_conn_destroy(hv_conn_t *conn);
-/* The client's sealed memfd: guest handles of this connection's hypercalls are byte offsets in it. The fd is duplicated. */
+/* The client's sealed memfd, given once: guest handles of this connection's hypercalls are byte offsets in it. The fd is
+ * not kept. */
 int hv_conn_set_arena(hv_conn_t *conn, int fd, uint64_t bytes);
 int64_t hv_conn_hypercall(hv_conn_t *conn, uint64_t nr, const uint64_t args[6]);
+/* A ring for hypercalls (public/hcall_ring.h), served by a thread of its own until the client closes its half of the
+ * doorbell. The two descriptors are the caller's to close. */
+int hv_conn_open_ring(hv_conn_t *conn, int *memfd, int *doorbell);
 /* The two eventfds of a port this connection has bound. `upcall` is readable when the port is pending; a write to
  * `doorbell` is EVTCHNOP_send. Both stay the core's: hand on duplicates (SCM_RIGHTS makes them). */
 int hv_conn_port_fds(hv_conn_t *conn, uint32_t port, int *upcall, int *doorbell);

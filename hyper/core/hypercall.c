@@ -74,7 +74,7 @@ bool hypercall_preempt_check(void)
     const struct caller *c = &current_caller;
     if (c->vcpu)
         return atomic_load_explicit(&c->vcpu->kick, memory_order_relaxed) || sched_must_stop(c->vcpu);
-    return c->conn && hv_now(c->conn->hv) > c->conn->deadline_ns;
+    return c->conn && hv_now(c->conn->hv) > c->channel->deadline_ns;
 }
 
 static void continue_vcpu(struct vcpu *v, unsigned nr, unsigned nr_args, const uint64_t *args)
@@ -101,8 +101,8 @@ int64_t hypercall_continue(unsigned nr, unsigned nr_args, ...)
     } else if (c->vcpu) {
         continue_vcpu(c->vcpu, nr, nr_args, args);
     } else if (c->conn) {
-        c->conn->continuation.valid = true;
-        memcpy(c->conn->continuation.args, args, sizeof(args));
+        c->channel->continuation.valid = true;
+        memcpy(c->channel->continuation.args, args, sizeof(args));
     }
     return -XEN_ERESTART;
 }

@@ -5,16 +5,23 @@
 #define UMXEN_HYPERCALL_H
 #include "machine.h"
 
+/* One caller's way in: the control socket of a connection, or a ring of it. Served by one thread at a time. */
+struct hcall_channel {
+    /* A preempted call goes on with changed arguments when its caller repeats it with the same ones. */
+    struct continuation { bool valid; uint64_t nr, asked[6], args[6]; } continuation;
+    uint64_t deadline_ns;        /* of the current call: preempted when past */
+};
+
 struct hv_conn {
     struct hv *hv;
     struct domain *domain;
     struct list link;
-    uint8_t *arena;
+    uint8_t *arena;              /* set once: other threads use it without a lock */
     uint64_t arena_bytes;
     struct list grant_maps;      /* guarded by event_lock */
-    /* A preempted call goes on with changed arguments when its caller repeats it with the same ones. */
-    struct continuation { bool valid; uint64_t nr, asked[6], args[6]; } continuation;
-    uint64_t deadline_ns;        /* of the current call: preempted when past */
+    struct hcall_channel socket;
+    struct list rings;           /* hcall_ring.c; the control thread's */
+    uint32_t nr_rings;
 };
 
 /* Who calls: a vCPU of a CPU domain, or a connection of a process domain. Exactly one is set. */
@@ -22,6 +29,7 @@ struct caller {
     struct vcpu *vcpu;
     struct hv_conn *conn;
     struct domain *domain;
+    struct hcall_channel *channel; /* of conn */
 };
 
 /* The caller of the hypercall this thread is serving. Guest handles are resolved through it: virtual addresses of the
@@ -44,6 +52,13 @@ int64_t hypercall_continue(unsigned nr, unsigned nr_args, ...);
 /* One hypercall of the current caller. Called without locks. */
 #define HYPERCALL_LEFT INT64_MIN /* an iret: the vCPU's registers are those of where it went, no result belongs there */
 int64_t do_hypercall(uint64_t nr, const uint64_t args[6]);
+
+/* The same as a connection: one bounded piece (conn.c). */
+int64_t conn_hypercall(struct hv_conn *conn, struct hcall_channel *channel, uint64_t nr, const uint64_t args[6]);
+/* Ends the threads of its rings and waits for them (hcall_ring.c). */
+void hcall_rings_end(struct hv_conn *conn);
+/* No one can change the size of this memfd any more; 0 or -1. */
+int seal_size(int fd);
 
 int64_t do_domctl(struct domain *caller, uint64_t arg);
 int64_t do_sysctl(struct domain *caller, uint64_t arg);

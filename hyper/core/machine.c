@@ -2,7 +2,8 @@
  * The machine: made, started, stopped. Dom0 is part of it from the beginning: a process domain, privileged, whose work is
  * done by connections (conn.c).
  *
- * Threads: one per physical CPU (sched/core.c), one for timers (timer.c), one for doorbells and deferred work (conn.c).
+ * Threads: one per physical CPU (sched/core.c), one for timers (timer.c), one for doorbells and deferred work (conn.c),
+ * one per hypercall ring (hcall_ring.c).
  * They run C only and take no signal but those of faults, which engines use.
  */
 #define _GNU_SOURCE
@@ -232,7 +233,7 @@ static uint32_t count_domains(struct hv *hv)
 
 void hv_get_statistics(hv_t *hv, struct hv_statistics *out)
 {
-    *out = (struct hv_statistics){.nr_domains = count_domains(hv)};
+    *out = (struct hv_statistics){.nr_domains = count_domains(hv), .nr_rings = atomic_load(&hv->nr_rings)};
     lock(&hv->event_lock);
     out->nr_ports = hv->nr_ports;
     out->nr_grant_maps = hv->nr_grant_maps;

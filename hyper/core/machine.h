@@ -31,6 +31,7 @@ struct hv {
     struct doorbells *doorbells;  /* conn.c: the thread that waits on the eventfds of process domains */
     struct list conns;            /* guarded by event_lock */
     uint32_t nr_conns, nr_ports, nr_grant_maps;
+    _Atomic uint32_t nr_rings;    /* served by a thread */
 
     /* CPUs and time */
     lock_t sched_lock;            /* taken by sched_lock(), dropped by sched_unlock(): see sched/sched.h */

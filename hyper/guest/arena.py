@@ -17,6 +17,8 @@ from hyper.guest import abi
 from hyper.public.types import GuestHandle
 
 _ALIGN = 64
+MAX_BYTES = 64 << 20
+"""hyper takes no bigger one."""
 DEFAULT_BYTES = 16 << 20  # sparse; the largest single request is a batch of 2^18 frame numbers
 
 
@@ -66,17 +68,20 @@ class Arena:
             raise
         self._free = [(_ALIGN, nbytes)]
 
-    def alloc(self, nbytes: int) -> Buffer:
-        """A zeroed buffer of `nbytes` >= 1, 64-byte aligned. Never blocks.
+    def alloc(self, nbytes: int, align: int = _ALIGN) -> Buffer:
+        """A zeroed buffer of `nbytes` >= 1, aligned to `align`, a multiple of 64. Never blocks.
 
+        With align=4096, `addr >> 12` names its pages as the local side of a grant copy.
         Raises: ArenaFull.
         """
-        if nbytes < 1:
-            raise ValueError(f"alloc: nbytes={nbytes}")
+        if nbytes < 1 or align < 1 or align % _ALIGN:
+            raise ValueError(f"alloc: nbytes={nbytes} align={align}")
         room = -(-nbytes // _ALIGN) * _ALIGN
-        for index, (start, end) in enumerate(self._free):
+        for index, (first, end) in enumerate(self._free):
+            start = -(-first // align) * align
             if end - start >= room:
-                self._free[index : index + 1] = [(start + room, end)] if end - start > room else []
+                left = [(first, start), (start + room, end)]
+                self._free[index : index + 1] = [span for span in left if span[0] < span[1]]
                 view = self._view[start : start + nbytes]
                 view[:] = bytes(nbytes)
                 return Buffer(self, start, view, start + room)

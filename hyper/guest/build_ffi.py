@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 from hyper.public.headers import PUBLIC, declarations, public_headers  # noqa: E402
 
 GUEST = ROOT / "hyper" / "guest"
-HEADERS = [GUEST / "rings.h", GUEST / "front.h"]
+HEADERS = [GUEST / f"{name}.h" for name in ("bank", "front", "hcall", "rings")]
 
 
 def ffi() -> cffi.FFI:
@@ -26,8 +26,8 @@ def ffi() -> cffi.FFI:
     builder.set_source(
         "hyper.guest._guest",
         "\n".join(includes),
-        sources=["hyper/guest/rings.c", "hyper/guest/front.c"],
-        depends=[str(path.relative_to(ROOT)) for path in (*headers, *HEADERS)],
+        sources=[f"hyper/guest/{path.stem}.c" for path in HEADERS],
+        depends=[str(path.relative_to(ROOT)) for path in (*PUBLIC.rglob("*.h"), *HEADERS)],
         # Not -I: our errno.h and sched.h must not stand before the system's.
         extra_compile_args=[
             "-O2", "-g", "-Wall", "-Wextra", "-std=gnu11", "-iquote", str(PUBLIC), "-iquote", str(GUEST),

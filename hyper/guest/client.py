@@ -10,7 +10,6 @@ watches for the hang-up alone: a lost hypervisor is noticed even while everybody
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import socket
@@ -22,11 +21,13 @@ from typing import Any
 import trio
 
 from hyper.guest import abi
-from hyper.guest.arena import Arena
+from hyper.guest.arena import DEFAULT_BYTES, Arena
+from hyper.guest.bank import Window
 from hyper.guest.grants import Mapping
+from hyper.guest.hcall import HypercallRing
 from hyper.guest.ports import Port
 from hyper.public import wire
-from hyper.public.errors import GrantError, HypervisorGone, OutOfRange, XenErrno, xen_error
+from hyper.public.errors import GrantError, HypervisorGone, XenErrno, xen_error
 from hyper.public.packets import as_packet_socket, close_fds, receive_packet, send_packet
 from hyper.public.types import PAGE_SHIFT, DomId, EvtchnPort, GrantHandle, Mfn, Virq
 
@@ -35,8 +36,8 @@ _HUNG_UP = "hyper has hung up"
 
 
 @asynccontextmanager
-async def connect(path: Path | str) -> AsyncIterator[Hypervisor]:
-    """A connection to the hyper that listens on `path`. Its ports and mappings end with it.
+async def connect(path: Path | str, arena_bytes: int = DEFAULT_BYTES) -> AsyncIterator[Hypervisor]:
+    """A connection to the hyper that listens on `path`. Its ports, mappings and rings end with it.
 
     Raises: HypervisorGone when nobody listens there, or hyper refuses us.
     """
@@ -46,19 +47,19 @@ async def connect(path: Path | str) -> AsyncIterator[Hypervisor]:
     except OSError as error:
         sock.close()
         raise HypervisorGone(f"{path}: {error.strerror or error}; is the host up?") from error
-    async with attach(as_packet_socket(sock)) as hyp:
+    async with attach(as_packet_socket(sock), arena_bytes) as hyp:
         yield hyp
 
 
 @asynccontextmanager
-async def attach(sock: socket.socket) -> AsyncIterator[Hypervisor]:
+async def attach(sock: socket.socket, arena_bytes: int = DEFAULT_BYTES) -> AsyncIterator[Hypervisor]:
     """The same over a connected SEQPACKET socket, for example an inherited one. It is closed at the end.
 
     Raises: HypervisorGone.
     """
     failure: BaseException | None = None
     sock.setblocking(False)
-    with sock, Arena() as arena:
+    with sock, Arena(arena_bytes) as arena:
         hyp = Hypervisor(sock, arena)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hyp._watch)
@@ -81,7 +82,8 @@ class Hypervisor:
     def __init__(self, sock: socket.socket, arena: Arena) -> None:
         self.arena = arena
         self._sock = sock
-        self._bank = memoryview(b"")
+        self._window = Window(0)
+        self._bank_bytes = 0
         self._turn = trio.Lock()
         self._ports: set[Port] = set()
         self._gone = trio.Event()
@@ -127,10 +129,22 @@ class Hypervisor:
 
         Raises: OutOfRange.
         """
-        nr_frames = len(self._bank) >> PAGE_SHIFT
-        if not 0 <= mfn <= mfn + count <= nr_frames:
-            raise OutOfRange("frames", mfn=mfn, count=count, nr_frames=nr_frames)
-        return self._bank[mfn << PAGE_SHIFT : (mfn + count) << PAGE_SHIFT]
+        return self._window.frames(mfn, count)
+
+    @property
+    def bank(self) -> tuple[int, int]:
+        """For C code: the host address of mfn 0, and the bytes of the main bank. Frame mfn lies at
+        address + (mfn << 12).
+        """
+        return self._window.address, self._bank_bytes
+
+    @property
+    def max_mfn(self) -> int:
+        """C code checks mfn < max_mfn before it looks at a frame that a granter named."""
+        return self._window.max_mfn
+
+    async def map_bank(self, domid: int) -> None:
+        """Makes the memory of `domid` visible here. Guests on CPUs live in the main bank, which is."""
 
     async def map_grant(self, domid: int, gref: int, readonly: bool = False) -> Mapping:
         """Maps the frame that `domid` grants us as `gref`.
@@ -157,6 +171,29 @@ class Hypervisor:
             await self.hypercall(abi.nr.grant_table_op, abi.lib.GNTTABOP_unmap_grant_ref, buf.addr, 1)
             if buf.struct.status != abi.lib.GNTST_okay:
                 raise GrantError("unmap_grant_ref", buf.struct.status, handle=mapping.handle)
+
+    # --- hot calls
+
+    @asynccontextmanager
+    async def hypercall_ring(self, window_bytes: int = 65536) -> AsyncIterator[HypercallRing]:
+        """A ring for hypercalls of one thread, a C thread perhaps; hyper serves it with a thread of its own.
+
+        `window_bytes` of the arena are its room for arguments. The thread must have left it at the end of the
+        block.
+        Raises: XenError: NoFreeSlot when this connection has too many; ArenaFull; HypervisorGone.
+        """
+        window = self.arena.alloc(window_bytes)
+        try:
+            fields, fds = await self._request(wire.Ring(), nr_fds=2)
+            _checked("ring", fields, {})
+        except BaseException:
+            window.free()
+            raise
+        ring = HypercallRing(fds[0], fds[1], window)
+        try:
+            yield ring
+        finally:
+            ring.close()
 
     # --- event channels
 
@@ -255,7 +292,9 @@ class Hypervisor:
             _checked("hello", fields, {})
             self.domid = DomId(fields["domid"])
             if fds:
-                self._bank = memoryview(mmap.mmap(fds[0], fields["bank_bytes"]))
+                self._bank_bytes = fields["bank_bytes"]
+                self._window = Window(fields["max_mfn"])
+                self._window.map(0, fds[0], self._bank_bytes)
         finally:
             close_fds(fds)
         fields, _ = await self._request(wire.Arena(self.arena.bytes), (self.arena.fd,), nr_fds=0)
@@ -303,7 +342,7 @@ class Hypervisor:
         for port in self._ports:
             port._drop()
         self._ports.clear()
-        self._bank = memoryview(b"")
+        self._window = Window(0)
 
     def _hang_up(self, reason: str) -> None:
         if not self._gone.is_set():

@@ -30,7 +30,7 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Hello:
-    """Must come first. Reply: domid, bank_bytes; the bank's memfd."""
+    """Must come first. Reply: domid, bank_bytes, max_mfn (of any bank, exclusive); the bank's memfd."""
 
     nr_fds: ClassVar[int] = 0
     version: int
@@ -38,7 +38,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Arena:
-    """Registers the sealed memfd beside it; guest handles are offsets in its first `bytes` bytes."""
+    """Registers the sealed memfd beside it, once; guest handles are offsets in its first `bytes` bytes."""
 
     nr_fds: ClassVar[int] = 1
     bytes: int
@@ -61,6 +61,16 @@ class Port:
 
     nr_fds: ClassVar[int] = 0
     port: int
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Opens a hypercall ring (hcall_ring.h). Reply: the ring's memfd, and our half of its doorbell socket.
+
+    Closing that half ends the ring.
+    """
+
+    nr_fds: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class Statistics:
     nr_fds: ClassVar[int] = 0
 
 
-Request = Hello | Arena | Hypercall | Port | FdPut | FdGet | FdDel | Statistics
+Request = Hello | Arena | Hypercall | Port | Ring | FdPut | FdGet | FdDel | Statistics
 
 _Fields = Mapping[str, Any]
 
@@ -126,13 +136,14 @@ _OPS: dict[str, tuple[set[str], Callable[[_Fields], Request]]] = {
     "arena": ({"bytes"}, lambda f: Arena(_number(f, "bytes"))),
     "hypercall": ({"nr", "args"}, lambda f: Hypercall(_number(f, "nr"), _args(f))),
     "port": ({"port"}, lambda f: Port(_number(f, "port", 1 << 32))),
+    "ring": (set(), lambda f: Ring()),
     "fd_put": ({"name"}, lambda f: FdPut(_name(f))),
     "fd_get": ({"name"}, lambda f: FdGet(_name(f))),
     "fd_del": ({"name"}, lambda f: FdDel(_name(f))),
     "statistics": (set(), lambda f: Statistics()),
 }
 _OP_OF: dict[type, str] = {
-    Hello: "hello", Arena: "arena", Hypercall: "hypercall", Port: "port",
+    Hello: "hello", Arena: "arena", Hypercall: "hypercall", Port: "port", Ring: "ring",
     FdPut: "fd_put", FdGet: "fd_get", FdDel: "fd_del", Statistics: "statistics",
 }  # fmt: skip
 
