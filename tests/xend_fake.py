@@ -10,9 +10,10 @@ that change something, and `fail_at` makes the n-th one fail.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import trio
@@ -26,9 +27,10 @@ from hyper.public.paths import HostPaths
 from hyper.public.types import DomId, EvtchnPort, Gfn
 from toolstack.xend.__main__ import network_of, parse_arguments, serve
 from toolstack.xend.hypervisor import REASONS
-from toolstack.xend.layout import Node
+from toolstack.xend.nodes import Node, Transaction
 from toolstack.xend.store import DomainStore
 
+T = TypeVar("T")
 NR_CPUS = 4
 TOTAL_PAGES = 262144
 CODES = {name: code for code, name in REASONS.items()} | {"halt": 0}
@@ -211,12 +213,29 @@ class FakeXenstore:
         self.introduced: dict[int, tuple[int, int]] = {}
         self.obedient = True
         self._hypervisor = hypervisor
-        self._followers: list[Callable[[], None]] = []
+        self.backends = Backends(self)
+        self._followers: list[tuple[str, Callable[[], None]]] = []
         hypervisor.released = self.fire_release
 
     def fire_release(self) -> None:
-        for changed in self._followers:
-            changed()
+        self._fire("@releaseDomain")
+
+    def _fire(self, path: str) -> None:
+        for watched, changed in list(self._followers):
+            if path == watched or path.startswith(f"{watched}/") or watched.startswith(f"{path}/"):
+                changed()
+
+    def put(self, path: str, value: str) -> None:
+        """A node changes; whoever watches hears of it, the backends first."""
+        self.nodes[path] = value
+        self.backends.hear(path, value)
+        self._fire(path)
+
+    def drop(self, path: str) -> None:
+        for name in [name for name in self.nodes if name == path or name.startswith(f"{path}/")]:
+            del self.nodes[name]
+        self.backends.hear(path, None)
+        self._fire(path)
 
     async def read(self, path: str) -> str | None:
         self.calls.note("xs read")
@@ -225,22 +244,36 @@ class FakeXenstore:
     async def write(self, path: str, value: str) -> None:
         self.calls.note("xs write")
         await trio.lowlevel.checkpoint()
-        self.nodes[path] = value
+        self.put(path, value)
         parts = path.split("/")
         if self.obedient and parts[-2:] == ["control", "shutdown"] and value in CODES:
             self._hypervisor.end(int(parts[3]), value)
 
     async def create(self, nodes: Iterable[Node]) -> None:
-        self.calls.note("xs create")
-        for node in nodes:
-            self.nodes[node.path] = node.value
-            if node.permissions:
-                self.permissions[node.path] = node.permissions
+        wanted = list(nodes)
+
+        async def work(transaction: Transaction) -> None:
+            for node in wanted:
+                await node.write(transaction)
+
+        await self._transact("xs create", work)
+
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        return await self._transact("xs transact", work)
+
+    async def _transact(self, call: str, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        self.calls.note(call)
+        transaction = FakeTransaction(self)
+        result = await work(transaction)
+        for path, permissions in transaction.permissions.items():
+            self.permissions[path] = permissions
+        for path, value in transaction.written.items():
+            self.put(path, value)
+        return result
 
     async def remove(self, path: str) -> None:
         self.calls.note("xs remove")
-        for name in [name for name in self.nodes if name == path or name.startswith(f"{path}/")]:
-            del self.nodes[name]
+        self.drop(path)
 
     async def subtree(self, path: str) -> dict[str, str]:
         prefix = f"{path}/"
@@ -263,14 +296,90 @@ class FakeXenstore:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        assert path == "@releaseDomain"
-        self._followers.append(changed)
+        follower = (path, changed)
+        self._followers.append(follower)
         task_status.started()
         changed()
         try:
             await trio.sleep_forever()
         finally:
-            self._followers.remove(changed)
+            self._followers.remove(follower)
+
+
+class FakeTransaction:
+    """toolstack.xend.nodes.Transaction: nothing is seen before its end, and nothing interferes."""
+
+    def __init__(self, xenstore: FakeXenstore) -> None:
+        self._xenstore = xenstore
+        self.written: dict[str, str] = {}
+        self.permissions: dict[str, tuple[str, ...]] = {}
+
+    async def read_if_exists(self, path: str) -> str | None:
+        return self.written.get(path, self._xenstore.nodes.get(path))
+
+    async def exists(self, path: str) -> bool:
+        return await self.read_if_exists(path) is not None
+
+    async def write(self, path: str, value: str) -> None:
+        self.written[path] = value
+
+    async def set_perms(self, path: str, perms: Sequence[str]) -> None:
+        self.permissions[path] = tuple(perms)
+
+    async def rm(self, path: str) -> None:
+        raise NotImplementedError
+
+
+class Backends:
+    """Both halves of all devices: blkback, netback and the guests' drivers, which answer at once.
+
+    `refuse` is what a backend says to a device's `params` or `bridge`, and `silent` whether it says nothing;
+    `stubborn` guests do not let go; `connects` whether guests have drivers.
+    """
+
+    def __init__(self, xenstore: FakeXenstore) -> None:
+        self._xenstore = xenstore
+        self.refuse: dict[str, str] = {}
+        self.silent = self.stubborn = False
+        self.connects = True
+
+    def hear(self, path: str, value: str | None) -> None:
+        parts = path.split("/")
+        if parts[:5] != ["", "local", "domain", "0", "backend"] or len(parts) < 8 or self.silent:
+            return self._hear_frontend(parts, value)
+        backend, nodes = "/".join(parts[:8]), self._xenstore.nodes
+        if parts[8:] == ["state"] and value == "5":
+            frontend = nodes[f"{backend}/frontend"]
+            if not (self.stubborn and f"{frontend}/state" in nodes):
+                if f"{frontend}/state" in nodes:
+                    self._xenstore.put(f"{frontend}/state", "6")
+                self._xenstore.put(f"{backend}/state", "6")
+        return None
+
+    def _hear_frontend(self, parts: list[str], value: str | None) -> None:
+        """A device is there as soon as its frontend's last entry is; one whose frontend has gone ends."""
+        if parts[4:5] != ["device"] or len(parts) < 7 or self.silent:
+            return
+        backend = f"/local/domain/0/backend/{parts[5]}/{parts[3]}/{parts[6]}"
+        if parts[7:] == ["state"] and value == "1":
+            self._connect(backend)
+        elif len(parts) == 7 and value is None and f"{backend}/state" in self._xenstore.nodes:
+            self._xenstore.put(f"{backend}/state", "6")
+
+    def _connect(self, backend: str) -> None:
+        nodes = self._xenstore.nodes
+        asked = nodes.get(f"{backend}/params", nodes.get(f"{backend}/bridge", ""))
+        if asked in self.refuse:
+            self._xenstore.put(f"{backend}/hotplug-error", self.refuse[asked])
+            self._xenstore.put(f"{backend}/hotplug-status", "error")
+            return
+        self._xenstore.put(f"{backend}/hotplug-status", "connected")
+        self._xenstore.put(f"{backend}/state", "4" if self.connects else "2")
+        if self.connects:
+            frontend = nodes[f"{backend}/frontend"]
+            self._xenstore.put(f"{frontend}/event-channel", "9")
+            self._xenstore.put(f"{frontend}/ring-ref", "8")
+            self._xenstore.put(f"{frontend}/state", "4")
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ FAULTS = [
     (("xend.domain.destroy", "Domain-0"), 2, "Cannot destroy privileged domain Domain-0"),
     (("xend.domain.shutdown", 0, "halt"), 2, "Cannot shut down privileged domain 0"),
     (("xend.domain.save", "x", "/f"), 2, "xend.domain.save is not built yet"),
-    (("xend.domain.device_create", "x", []), 2, "xend.domain.device_create is not built yet"),
+    (("xend.domain.device_create", "x", []), 3, "x"),
     (("xend.security.get_policy",), 2, "xend.security.get_policy is not built yet"),
     (("xend.cpu_pool.list",), 2, "xend.cpu_pool.list is not built yet"),
     (("xend.node.pciinfo",), 2, "xend.node.pciinfo is not built yet"),
@@ -233,7 +233,7 @@ def test_refused_creations_leave_nothing(xend: Xend, config: list[Any]) -> None:
         ),
         ({"name": "Domain-0"}, "VM name 'Domain-0' already exists as domain 0"),
         ({"cpus": "99"}, "vCPU 0 may only run on CPUs that do not exist"),
-        ({"device": ["vif"]}, "virtual network interfaces are not built yet"),
+        ({"device": ["vfb"]}, "virtual framebuffers are not built yet"),
     ]:
         with pytest.raises(Fault) as caught:
             xend.call("xend.domain.create", changed(config, **fields))

@@ -135,8 +135,19 @@ WRONG = [
     ("builder = 'hvm'", "builder", "'hvm' is not built yet"),
     ("builder = 'x'", "builder", "must be one of"),
     ("type = 'pvh'", "type", "'pvh' is not built yet"),
-    ("disk = ['phy:/dev/x,xvda,w']", "disk", "virtual disks are not built yet"),
-    ("vif = ['']", "vif", "virtual network interfaces are not built yet"),
+    ("disk = ['phy:/dev/x,xvda']", "disk", "Invalid disk specifier 'phy:/dev/x,xvda': it must be UNAME,"),
+    ("disk = ['tap:x:/i,xvda,w']", "disk", "'x' in 'tap:x:/i' is no image format; aio, qcow,"),
+    ("disk = ['file:/i,xvda,q']", "disk", "'q' is no mode of a disk"),
+    ("disk = ['file:i,xvda,w']", "disk", "the path in 'file:i' must be absolute"),
+    ("disk = [5]", "disk", "Invalid disk specifier '5'"),
+    ("disk = 5", "disk", "must be a list of strings, not a number"),
+    ("vif = ['color=red']", "vif", "Invalid vif option: color"),
+    ("vif = ['mac']", "vif", "'mac' is no key=value"),
+    ("vif = ['mac=1,mac=2']", "vif", "'1' is no MAC address"),
+    ("vif = ['rate=fast']", "vif", "'fast' is no rate"),
+    ("vif = ['type=ioemu']", "vif", "emulated network cards are not built yet"),
+    ("vif = [{}]", "vif", "must be a string, not a dictionary"),
+    ("nics = 17", "nics", "must be from 0 to 16"),
     ("vfb = ['vnc=1']", "vfb", "virtual framebuffers are not built yet"),
     ("pci = ['0:1.0']", "pci", "PCI pass-through is not built yet"),
     ("bootloader = 'pygrub'", "bootloader", "boot loaders are not built yet"),
@@ -299,7 +310,13 @@ class TestCommandLine:
         assert warnings == []
 
     def test_a_list_gets_one_entry(self) -> None:
-        with pytest.raises(ConfigError, match=r"^command line: disk: virtual disks are not built yet$"):
+        made = vm(BASE + "disk = ['file:/a,xvda,w', 'file:/b,xvdb,w']", disk="phy:x,sda,w")
+        assert sxp.children(made, "device") == [
+            ["device", ["vbd", ["uname", "phy:x"], ["dev", "sda"], ["mode", "w"]]]
+        ]
+        with pytest.raises(
+            ConfigError, match=r"^command line: disk: Invalid disk specifier 'phy:x,y,w': 'y' is"
+        ):
             vm(BASE, disk="phy:x,y,w")
 
     def test_errors_name_the_command_line(self) -> None:

@@ -4,11 +4,9 @@ left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,83 +15,13 @@ import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from hyper.public.errors import NoSuchDomain
-from tests.xend_fake import Calls, FakeDomain, FakeHypervisor, FakeXenstore, blank_info
-from toolstack.sxp import Sxp, child_value
-from toolstack.xend.control import Control
+from tests.xend_fake import FakeDomain, blank_info
+from tests.xend_kit import Host
+from toolstack.sxp import child_value
 from toolstack.xend.describe import Stranger
 from toolstack.xend.errors import InvalidDomain, XendError
-from toolstack.xend.lifecycle import Domain, Lifecycle
 from toolstack.xend.model import DomainConfig
-from toolstack.xend.recovery import recover
-from toolstack.xend.store import CREATING, HALTED, RESTARTING, RUNNING, DomainStore, Record
-
-
-@dataclass
-class Host:
-    """A fake host that outlives the xends over it."""
-
-    folder: Path
-    calls: Calls = field(default_factory=Calls)
-    now: float = 1000.0
-
-    def __post_init__(self) -> None:
-        self.hypervisor = FakeHypervisor(self.calls)
-        self.xenstore = FakeXenstore(self.hypervisor)
-        self.kernel = self.folder / "vmlinuz"
-        self.kernel.write_text("")
-
-    def config(self, name: str = "deb", *items: Any) -> list[Sxp]:
-        image = ["linux", ["kernel", str(self.kernel)], ["args", "console=hvc0"]]
-        return ["vm", ["name", name], ["memory", 64], ["image", image], *items]
-
-    @property
-    def store(self) -> DomainStore:
-        return DomainStore(self.folder / "db")
-
-    def records(self) -> dict[str, Record]:
-        with self.store as store:
-            return {record.config.name: record for record in store.load()[0]}
-
-    @asynccontextmanager
-    async def xend(self) -> AsyncIterator[Xend]:
-        with self.store as store:
-            life = Lifecycle(
-                self.hypervisor,
-                self.xenstore,
-                store,
-                console_path=lambda domid: Path(f"/run/{domid}.sock"),
-                wall=lambda: self.now,
-            )
-            async with trio.open_nursery() as nursery:
-                await nursery.start(life.run, recover)
-                yield Xend(self, life, Control(life))
-                await wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
-
-    def nothing_is_left(self) -> bool:
-        paths = [path for path in self.xenstore.nodes if path.startswith(("/vm/", "/local/domain/"))]
-        return list(self.hypervisor.domains) == [0] and not paths and not self.xenstore.introduced
-
-
-@dataclass
-class Xend:
-    host: Host
-    life: Lifecycle
-    control: Control
-
-    async def create(self, name: str = "deb", *items: Any, unpause: bool = True) -> Domain:
-        domain = await self.life.create(self.host.config(name, *items))
-        if unpause:
-            await self.control.unpause(name)
-        return domain
-
-    async def end(self, domain: Domain, reason: str) -> None:
-        assert domain.record.domid is not None
-        self.host.hypervisor.end(domain.record.domid, reason)
-        await wait_all_tasks_blocked()
-
-    def names(self) -> list[str]:
-        return sorted(domain.name for domain in self.life.domains.values())
+from toolstack.xend.store import CREATING, HALTED, RESTARTING, RUNNING, Record
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from hyper.guest import xenstore
 from tests.xenstore_kit import memory_daemon
 from toolstack.xend import layout
 from toolstack.xend import xenstore as xend_xenstore
-from toolstack.xend.layout import Node
 from toolstack.xend.model import DomainConfig, Image
+from toolstack.xend.nodes import Node
 from toolstack.xend.store import Record
 from toolstack.xend.xenstore import XenstoreSession, XenstoreUnavailable
 

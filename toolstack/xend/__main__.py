@@ -23,6 +23,7 @@ from hyper.public.errors import HypervisorGone
 from hyper.public.paths import HostPaths
 from toolstack.xend import server
 from toolstack.xend.control import Control
+from toolstack.xend.hotplug import Hotplug
 from toolstack.xend.hypervisor import Hypervisor, XenHypervisor
 from toolstack.xend.lifecycle import MINIMUM_RESTART_SECONDS, Lifecycle
 from toolstack.xend.node import Node
@@ -117,7 +118,7 @@ async def serve(
 ) -> None:
     """xend over whatever hypervisor and xenstore it is given, until SIGTERM."""
     life = Lifecycle(hypervisor, xenstore, store, console_path=paths.console, minimum_restart=minimum_restart)
-    rpc = Rpc(life, Control(life), Node(hypervisor, paths.logs / "xend.log"))
+    rpc = Rpc(life, Control(life), Hotplug(life), Node(hypervisor, paths.logs / "xend.log"))
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.cancel_on_sigterm, nursery.cancel_scope)
         try:

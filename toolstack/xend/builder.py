@@ -15,6 +15,7 @@ from dom0.libxc.pv import PvSpec
 from hyper.public.errors import BadArgument, OutOfFrames
 from hyper.public.types import DomId
 from toolstack.xend import layout
+from toolstack.xend.devices.controller import DeviceController, Owner
 from toolstack.xend.errors import XendError
 from toolstack.xend.hypervisor import SCHEDULERS, Hypervisor, mebibytes
 from toolstack.xend.model import DomainConfig
@@ -40,6 +41,7 @@ class Builder:
     hypervisor: Hypervisor
     xenstore: Xenstore
     store: DomainStore
+    devices: DeviceController
     console_path: Callable[[int], Path]
     wall: Callable[[], float] = time.time
 
@@ -66,6 +68,8 @@ class Builder:
         record.start_time = self.wall()
         await self.xenstore.create(layout.vm_nodes(record))
         await self.xenstore.create(layout.domain_nodes(record, str(self.console_path(domid))))
+        owner = Owner(domid, config.name, layout.vm_path(config))
+        await self.devices.plug(owner, config.devices)
         await self.xenstore.introduce(domid, image.store_mfn, image.store_port)
         record.phase = RUNNING
         self.store.save(record)

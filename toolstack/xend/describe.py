@@ -77,7 +77,7 @@ def domain_sxp(record: Record, info: DomainInfo | None, full: bool = False) -> l
     if info is not None:
         out.append(["state", state_letters(info)])
         out += [["store_mfn", record.store_mfn or 0], ["console_mfn", record.console_mfn or 0]]
-    return out + (_full(config, info) if full else [])
+    return out + config.devices_sxp() + (_full(config, info) if full else [])
 
 
 def _running(info: DomainInfo | None, start_time: float | None) -> list[Sxp]:

@@ -9,10 +9,11 @@ and name only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from toolstack import sxp
+from toolstack.xend.devices.config import KINDS, Devices, key
 from toolstack.xend.model import DomainConfig
+from toolstack.xend.nodes import Node
 from toolstack.xend.store import Record
 
 CONSOLE_LIMIT = 1 << 20
@@ -29,14 +30,6 @@ _WRITABLE = (
     "error",
 )
 """What belongs to the guest."""
-
-
-class Node(NamedTuple):
-    """`permissions` as xenstore prints them (`n0`, `r5`), owner first; None inherits the parent's."""
-
-    path: str
-    value: str = ""
-    permissions: tuple[str, ...] | None = None
 
 
 def domain_path(domid: int) -> str:
@@ -101,6 +94,17 @@ def vm_nodes(record: Record) -> Iterator[Node]:
     yield Node(f"{base}/name", config.name, guest)
     for name, value in _vm_values(record, config).items():
         yield Node(f"{base}/{name}", value)
+    yield from vm_device_nodes(config, config.devices)
+
+
+def vm_device_nodes(config: DomainConfig, devices: Devices) -> Iterator[Node]:
+    """The entries below /vm/<uuid> of some devices of a domain."""
+    for device in devices:
+        yield Node(vm_device_path(config, *key(device)), sxp.to_string(device.to_sxp()))
+
+
+def vm_device_path(config: DomainConfig, kind: str, devid: int) -> str:
+    return f"{vm_path(config)}/device/{kind}/{devid}"
 
 
 VM_KEYS = (
@@ -111,7 +115,7 @@ VM_KEYS = (
 
 def _vm_values(record: Record, config: DomainConfig) -> dict[str, str]:
     image = config.image
-    values = {key: str(getattr(config, key)) for key in VM_KEYS}
+    values = {name: str(getattr(config, name)) for name in VM_KEYS}
     values |= {
         "cpus": sxp.to_string(config.cpus_sxp()),
         "start_time": repr(record.start_time),
@@ -131,8 +135,13 @@ def config_from_vm(values: dict[str, str]) -> list[sxp.Sxp]:
     Raises: SxpError, ValueError, KeyError when it is not what `vm_nodes` wrote.
     """
     config: list[sxp.Sxp] = ["vm", ["name", values["name"]], ["uuid", values["uuid"]]]
-    config += [[key, values[key]] for key in VM_KEYS if key in values]
-    for key in ("cpus", "image"):
-        (value,) = sxp.parse(values[key])
-        config.append([key, value])
+    config += [[name, values[name]] for name in VM_KEYS if name in values]
+    for name in ("cpus", "image"):
+        (value,) = sxp.parse(values[name])
+        config.append([name, value])
+    for kind in KINDS:
+        devids = [path for path in values if path.startswith(f"device/{kind}/")]
+        for path in sorted(devids, key=lambda path: int(path.rpartition("/")[2])):
+            (value,) = sxp.parse(values[path])
+            config.append(["device", value])
     return config

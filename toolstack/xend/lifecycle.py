@@ -32,14 +32,16 @@ from toolstack.sxp import Sxp
 from toolstack.xend import layout, teardown
 from toolstack.xend.builder import Builder
 from toolstack.xend.describe import DOM0_NAME, Stranger
+from toolstack.xend.devices import config as device_config
+from toolstack.xend.devices.controller import DeviceController, Owner, Plugged
 from toolstack.xend.errors import InvalidDomain, XendError
 from toolstack.xend.hypervisor import (
     REASONS,
     SHUTDOWN_SUSPEND,
     Hypervisor,
 )
-from toolstack.xend.layout import Node
 from toolstack.xend.model import DomainConfig, check_name
+from toolstack.xend.nodes import Node
 from toolstack.xend.store import CREATING, HALTED, RESTARTING, RUNNING, DomainStore, Record
 from toolstack.xend.xenstore import Xenstore, XenstoreUnavailable
 
@@ -66,6 +68,8 @@ class Domain:
     """Set to make the domain's task look at it again."""
     ended: trio.Event = field(default_factory=trio.Event)
     """Set when the present life is over and nothing of it is left."""
+    in_hand: dict[tuple[str, int], str] = field(default_factory=dict)
+    """MAC addresses ("" for disks) of the devices that are being attached or detached just now."""
 
     @property
     def name(self) -> str:
@@ -81,6 +85,11 @@ class Domain:
         if self.record.domid is None or self.record.phase != RUNNING:
             raise XendError(f"Domain '{self.name}' is not started")
         return self.record.domid
+
+    @property
+    def owner(self) -> Owner:
+        """Raises: XendError when the domain is not running."""
+        return Owner(self.domid, self.name, layout.vm_path(self.config))
 
 
 class Lifecycle:
@@ -100,7 +109,8 @@ class Lifecycle:
         self.xenstore = xenstore
         self.domains: dict[UUID, Domain] = {}
         self.store = store
-        self._builder = Builder(hypervisor, xenstore, store, console_path, wall)
+        self.devices = DeviceController(xenstore)
+        self._builder = Builder(hypervisor, xenstore, store, self.devices, console_path, wall)
         self._wall = wall
         self._minimum_restart = minimum_restart
         self._nursery: trio.Nursery
@@ -197,6 +207,19 @@ class Lifecycle:
             raise XendError("Domain is already running")
         await self.launch(domain)
 
+    async def start_running(self, domain: Domain) -> None:
+        """Starts a managed domain and lets it run once its devices are there.
+
+        Raises: XendError, XenError, XenstoreUnavailable; the domain is halted then.
+        """
+        await self.start(domain)
+        try:
+            await self.devices.wait_connected(domain.domid, domain.config.devices)
+            await self.hypervisor.domain_unpause(domain.domid)
+        except BaseException:
+            await self.destroy(domain)
+            raise
+
     async def destroy(self, found: Domain | Stranger) -> None:
         """Ends a domain and waits until nothing is left of it. Does nothing to one that is not running."""
         if isinstance(found, Domain):
@@ -206,7 +229,9 @@ class Lifecycle:
         if found.domid == 0:
             raise XendError(f"Cannot destroy privileged domain {found.name}")
         handle = found.info.handle
-        await teardown.take_apart(self.hypervisor, self.xenstore, found.domid, handle, f"/vm/{handle}")
+        await teardown.take_apart(
+            self.hypervisor, self.xenstore, self.devices, found.domid, handle, f"/vm/{handle}"
+        )
 
     def delete(self, domain: Domain) -> None:
         """Forgets a managed domain. Raises: XendError when it is not halted."""
@@ -261,9 +286,15 @@ class Lifecycle:
         if config.uuid in self.domains:
             other = self.domains[config.uuid].name
             raise XendError(f"Domain UUID '{config.uuid}' is already in use by '{other}'")
+        config = config.changed(devices=device_config.with_macs(config.devices, self.macs()))
         domain = Domain(Record(config, managed=managed))
         self.domains[config.uuid] = domain
         return domain
+
+    def macs(self) -> set[str]:
+        """The MAC addresses in use on the host."""
+        known = {mac for domain in self.domains.values() for mac in domain.in_hand.values()}
+        return known | device_config.macs_of_all(domain.config.devices for domain in self.domains.values())
 
     # ---- a domain's lives
 
@@ -286,8 +317,8 @@ class Lifecycle:
                     await self._construct(domain)
                 built = True
                 task_status.started()
-                while await self._stay(domain) == RESTART and await self._restart(domain):
-                    pass
+                while await self._stay(domain, adopt) == RESTART and await self._restart(domain):
+                    adopt = False
             if domain.record.phase != HALTED:
                 await self.put_away(domain)
         finally:
@@ -305,9 +336,11 @@ class Lifecycle:
                 raise XendError(await self._builder.explain(error, domain.config)) from error
             raise
 
-    async def _stay(self, domain: Domain) -> str:
+    async def _stay(self, domain: Domain, adopted: bool) -> str:
         """Waits until a domain's life is over. Returns: RESTART or DESTROY."""
         async with trio.open_nursery() as domain.nursery:
+            if adopted:
+                domain.nursery.start_soon(self._finish_detaching, domain)
             verdict = await self._wait_ended(domain)
             domain.nursery.cancel_scope.cancel()
         domain.nursery = None
@@ -364,6 +397,7 @@ class Lifecycle:
         """A further life: built by `begin`, then running. Returns: False, and says why in the log, if not."""
         try:
             await begin(domain)
+            await self.devices.wait_connected(domain.domid, domain.config.devices)
             domain.record.restart_count += 1
             self.store.save(domain.record)
             await self.hypervisor.domain_unpause(domain.domid)
@@ -375,6 +409,11 @@ class Lifecycle:
             return False
         log.info("domain has restarted", domain=domain.name, domid=domain.record.domid)
         return True
+
+    async def relaunch(self, domain: Domain) -> None:
+        """A further life of a domain without a task. Says so in the log, and leaves nothing, if not."""
+        if not await self.again(domain, self.launch):
+            await self.destroy(domain)
 
     async def _preserve(self, domain: Domain) -> None:
         log.info("domain is kept after its end", domain=domain.name, domid=domain.record.domid)
@@ -388,15 +427,16 @@ class Lifecycle:
         record, config = domain.record, domain.config
         successor = Domain(Record(config, record.managed, RESTARTING, restart_count=record.restart_count))
         fresh = uuid4()
-        record.config = config.changed(name=f"Domain-{fresh}", uuid=fresh)
+        record.config = config.changed(name=f"Domain-{fresh}", uuid=fresh, devices=())  # its successor's now
         record.managed, record.preserved = False, True
         self.domains[fresh], self.domains[config.uuid] = domain, successor
         self.store.save(record, successor.record, old_uuid=config.uuid)
         log.info("domain is kept after its end", domain=config.name, domid=record.domid, name=domain.name)
         try:
+            await self.devices.remove_all(domain.domid)
             await self._rename_nodes(record, config)
         finally:  # also when the dead domain is destroyed at this moment
-            self.start_in_background(self.again, successor, self.launch)
+            self.start_in_background(self.relaunch, successor)
 
     async def _rename_nodes(self, record: Record, old: DomainConfig) -> None:
         path = layout.domain_path(record.domid or 0)
@@ -409,6 +449,31 @@ class Lifecycle:
                 Node(f"{path}/xend/shutdown_completed", "True"),
             ]
         )
+
+    # ---- devices
+
+    async def _finish_detaching(self, domain: Domain) -> None:
+        """Takes away what an earlier xend was about to: devices not recorded, or asked to go."""
+        recorded = set(map(device_config.key, domain.config.devices))
+        try:
+            for found in await self.devices.plugged(domain.domid):
+                if not found.online or (found.kind, found.devid) not in recorded:
+                    log.info("taking a device away", domain=domain.name, kind=found.kind, devid=found.devid)
+                    self.wait_detached(domain, found)
+        except (XendError, XenError, XenstoreUnavailable) as error:
+            log.error("devices are not looked after", domain=domain.name, reason=str(error))
+
+    def wait_detached(self, domain: Domain, device: Plugged) -> None:
+        """Goes on, for as long as the domain lives, with taking a device away that the guest still holds."""
+
+        async def wait(domid: int) -> None:
+            try:
+                await self.devices.wait_unplugged(domid, device.kind, device.devid)
+            except (XenError, XenstoreUnavailable) as error:
+                log.error("a device is not taken away", domain=domain.name, reason=str(error))
+
+        if domain.nursery is not None:
+            domain.nursery.start_soon(wait, domain.domid)
 
     # ---- taking apart
 
@@ -425,7 +490,9 @@ class Lifecycle:
     async def take_apart(self, record: Record) -> None:
         """Ends an incarnation and clears what the record says of it. Never fails, is not cancelled."""
         vm_path = layout.vm_path(record.config)
-        await teardown.take_apart(self.hypervisor, self.xenstore, record.domid, record.handle, vm_path)
+        await teardown.take_apart(
+            self.hypervisor, self.xenstore, self.devices, record.domid, record.handle, vm_path
+        )
         record.domid = record.handle = record.start_time = None
         record.store_mfn = record.store_port = record.console_mfn = record.console_port = None
         record.preserved = record.paused_by_admin = False

@@ -13,25 +13,12 @@ from typing import Any
 
 from toolstack import sxp
 from toolstack.sxp import Sxp
+from toolstack.xend.devices import config as device_config
+from toolstack.xend.devices.config import Devices
 from toolstack.xend.errors import NotBuilt, XendError
 
 ACTIONS = ("destroy", "restart", "preserve", "rename-restart")
 CRASH_ACTIONS = (*ACTIONS, "coredump-destroy", "coredump-restart")
-DEVICES = {
-    "vbd": "virtual disks are",
-    "tap": "virtual disks are",
-    "tap2": "virtual disks are",
-    "vif": "virtual network interfaces are",
-    "vif2": "virtual network interfaces are",
-    "vfb": "virtual framebuffers are",
-    "vkbd": "virtual framebuffers are",
-    "pci": "PCI pass-through is",
-    "vscsi": "virtual SCSI is",
-    "vusb": "virtual USB is",
-    "irq": "interrupt pass-through is",
-    "ioports": "I/O port pass-through is",
-    "console": "further consoles are",
-}
 MAX_VCPUS = 128
 MAX_MEMORY = 1 << 24
 MAX_CPU = 4095
@@ -123,6 +110,7 @@ class DomainConfig:
     features: str = ""
     pool_name: str = "Pool-0"
     shadow_memory: int = 0
+    devices: Devices = ()
     extra: tuple[tuple[str, str], ...] = ()
     """Settings that are kept and shown but mean nothing here, such as `localtime`."""
 
@@ -155,6 +143,7 @@ class DomainConfig:
             features=reader.text("features", ""),
             pool_name=reader.choice("pool_name", "Pool-0", ("Pool-0",)),
             shadow_memory=reader.number("shadow_memory", 0, 0, MAX_MEMORY),
+            devices=reader.devices(),
             extra=reader.kept("localtime", "nomigrate", "s3_integrity", "oos", "rtc_timeoffset"),
         )
 
@@ -169,7 +158,11 @@ class DomainConfig:
         out.append(["cpus", self.cpus_sxp()])
         out += [[key, value] for key, value in self.extra]
         out.append(["image", self.image.to_sxp()])
-        return out
+        return out + self.devices_sxp()
+
+    def devices_sxp(self) -> list[Sxp]:
+        """A `(device ...)` for each."""
+        return [["device", device.to_sxp()] for device in self.devices]
 
     def cpus_sxp(self) -> list[Sxp]:
         return [list(cpus) for cpus in self.cpus]
@@ -265,14 +258,14 @@ class _Reader:
         words = {key: inner.text(key, "") for key in ("args", "root", "ip")}
         return Image(kernel, ramdisk, kind=str(sxp.name(image)), **words)
 
+    def devices(self) -> Devices:
+        return device_config.collect(map(device_config.parse, sxp.children(self.config, "device")))
+
     def kept(self, *keys: str) -> tuple[tuple[str, str], ...]:
         return tuple((key, self.text(key, "")) for key in keys if self.value(key) is not None)
 
     def refuse_unbuilt(self) -> None:
         """Nothing a client asks for is dropped silently."""
-        for device in sxp.children(self.config, "device"):
-            kind = sxp.name(device[1]) if len(device) > 1 else None
-            raise XendError(f"{DEVICES.get(str(kind), f'devices of class {kind} are')} not built yet")
         features: dict[str, Callable[[Any], bool]] = {
             "bootloader": bool,
             "backend": bool,

@@ -20,6 +20,7 @@ from toolstack.xend.lifecycle import Domain, Lifecycle
 from toolstack.xend.model import DomainConfig
 from toolstack.xend.store import CREATING, HALTED, RESTARTING, RUNNING, Record
 from toolstack.xend.teardown import same_domain
+from toolstack.xend.xenstore import XenstoreUnavailable
 
 log = structlog.get_logger("xend")
 
@@ -63,7 +64,7 @@ async def _take_up(life: Lifecycle, domain: Domain, found: Found) -> None:
         await life.launch(domain, adopt=True)
     elif record.phase == RESTARTING:
         await life.take_apart(record)
-        life.start_in_background(life.again, domain, life.launch)
+        life.start_in_background(life.relaunch, domain)
     else:
         log.info("removing what is left of a domain", domain=domain.name, phase=record.phase)
         if record.phase == CREATING and record.domid is None and record.handle in found.by_handle:
@@ -105,7 +106,6 @@ async def _adopt(life: Lifecycle, info: DomainInfo) -> None:
 
 async def _autostart(life: Lifecycle, domain: Domain) -> None:
     try:
-        await life.start(domain)
-        await life.hypervisor.domain_unpause(domain.domid)
-    except (XendError, XenError) as error:
+        await life.start_running(domain)
+    except (XendError, XenError, XenstoreUnavailable) as error:
         log.error("domain could not be started with xend", domain=domain.name, reason=str(error))

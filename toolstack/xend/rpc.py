@@ -16,6 +16,7 @@ from toolstack.sxp import child_value
 from toolstack.xend.control import Control
 from toolstack.xend.describe import STATE_NAMES
 from toolstack.xend.errors import NotBuilt, UnknownMethod, XendError
+from toolstack.xend.hotplug import Hotplug
 from toolstack.xend.lifecycle import Lifecycle
 from toolstack.xend.node import Node
 from toolstack.xend.xenstore import XenstoreUnavailable
@@ -25,7 +26,6 @@ NOT_BUILT = frozenset(
         f"xend.domain.{name}"
         for name in (
             "configure suspend resume reset save restore restore_fd migrate dump setVCpuCount"
-            " device_create device_configure destroyDevice getDeviceSxprs getBlockDeviceClass"
             " sched_credit2_get sched_credit2_set cpu_sedf_get cpu_sedf_set send_trigger"
             " shadow_control shadow_mem_get shadow_mem_set ioport_range_enable ioport_range_disable"
             " usb_add usb_del lookup lookup_nr create_from_dict delete_by_dominfo"
@@ -124,8 +124,9 @@ class Method:
 class Rpc:
     """Dispatches calls."""
 
-    def __init__(self, life: Lifecycle, control: Control, node: Node) -> None:
+    def __init__(self, life: Lifecycle, control: Control, hotplug: Hotplug, node: Node) -> None:
         self._life = life
+        self._hotplug = hotplug
         self._control = control
         self._node = node
         self.methods = self._table()
@@ -144,7 +145,7 @@ class Rpc:
             raise XendError(str(error)) from error
 
     def _table(self) -> dict[str, Method]:
-        control, node = self._control, self._node
+        control, hotplug, node = self._control, self._hotplug, self._node
         domain = Parameter("domain", "domain")
         full = Parameter("full", "boolean", False)
         entries: list[tuple[str, Callable[..., Awaitable[Any]], tuple[Parameter, ...], str, str]] = [
@@ -203,10 +204,51 @@ class Rpc:
             ("xend.domain.destroy", self._destroy, (domain,), "nil", "Ends a domain at once."),
             (
                 "xend.domain.waitForDevices",
-                self._wait_for_devices,
+                hotplug.wait,
                 (domain,),
                 "nil",
                 "Waits until the backends of a domain are ready.",
+            ),
+            (
+                "xend.domain.device_create",
+                hotplug.attach,
+                (domain, Parameter("config", "array")),
+                "array",
+                "Adds a device, such as (vbd ...) or (vif ...), and gives its whole expression.",
+            ),
+            (
+                "xend.domain.device_configure",
+                self._configure_device,
+                (domain, Parameter("config", "array"), Parameter("devid", "any", "")),
+                "nil",
+                "Changes a device: the medium of a cdrom.",
+            ),
+            (
+                "xend.domain.destroyDevice",
+                self._destroy_device,
+                (
+                    domain,
+                    Parameter("class", "string"),
+                    Parameter("devid", "any"),
+                    Parameter("force", "boolean", False),
+                    Parameter("rm_cfg", "boolean", False),
+                ),
+                "nil",
+                "Takes a device away; with rm_cfg it does not come back with the domain's next life.",
+            ),
+            (
+                "xend.domain.getDeviceSxprs",
+                hotplug.describe,
+                (domain, Parameter("class", "string")),
+                "array",
+                "The devices of a class, as pairs of id and facts.",
+            ),
+            (
+                "xend.domain.getBlockDeviceClass",
+                self._block_class,
+                (domain, Parameter("devid", "any")),
+                "string",
+                "The class of a disk; nil when there is no such disk.",
             ),
             (
                 "xend.domain.pause",
@@ -356,9 +398,10 @@ class Rpc:
 
     async def _start(self, key: int | str, start_paused: bool) -> None:
         domain = await self._life.find_own(key, "start")
-        await self._life.start(domain)
-        if not start_paused:
-            await self._control.unpause(str(domain.config.uuid))
+        if start_paused:
+            await self._life.start(domain)
+        else:
+            await self._life.start_running(domain)
 
     async def _delete(self, key: int | str) -> None:
         self._life.delete(await self._life.find_own(key, "delete"))
@@ -366,8 +409,16 @@ class Rpc:
     async def _destroy(self, key: int | str) -> None:
         await self._life.destroy(await self._life.find_any(key))
 
-    async def _wait_for_devices(self, key: int | str) -> None:
-        await self._life.find_any(key)  # no domain has devices yet: they are ready
+    async def _configure_device(self, key: int | str, config: list[Any], devid: int | str) -> None:
+        await self._hotplug.configure(key, config, str(devid))
+
+    async def _destroy_device(
+        self, key: int | str, kind: str, devid: int | str, force: bool, rm_cfg: bool
+    ) -> None:
+        await self._hotplug.detach(key, kind, str(devid), force, rm_cfg)
+
+    async def _block_class(self, key: int | str, devid: int | str) -> str | None:
+        return await self._hotplug.block_class(key, str(devid))
 
     async def _pause(self, key: int | str, state: bool) -> int | None:
         before = await self._control.pause(key)

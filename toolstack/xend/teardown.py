@@ -12,6 +12,7 @@ import trio
 from dom0.libxc.info import DomainInfo
 from hyper.public.errors import NoSuchDomain, XenError
 from toolstack.xend import layout
+from toolstack.xend.devices.controller import DeviceController
 from toolstack.xend.hypervisor import Hypervisor
 from toolstack.xend.xenstore import Xenstore, XenstoreUnavailable
 
@@ -38,7 +39,12 @@ async def domain_info(hypervisor: Hypervisor, domid: int, handle: UUID | None) -
 
 
 async def take_apart(
-    hypervisor: Hypervisor, xenstore: Xenstore, domid: int | None, handle: UUID | None, vm_path: str
+    hypervisor: Hypervisor,
+    xenstore: Xenstore,
+    devices: DeviceController,
+    domid: int | None,
+    handle: UUID | None,
+    vm_path: str,
 ) -> None:
     """Removes a domain from the hypervisor and from xenstore. Never fails, is not cancelled.
 
@@ -50,6 +56,7 @@ async def take_apart(
             steps.append(("domain", partial(hypervisor.domain_destroy, domid)))
             steps.append(("xenstore ring", partial(xenstore.release, domid)))
             steps.append(("xenstore entries", partial(xenstore.remove, layout.domain_path(domid))))
+            steps.append(("devices", partial(devices.remove_all, domid)))
             steps.append(("pages", partial(_wait_reaped, hypervisor, domid, handle)))
         steps.append(("vm entries", partial(xenstore.remove, vm_path)))
         for what, step in steps:

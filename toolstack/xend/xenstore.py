@@ -10,9 +10,9 @@ import structlog
 import trio
 
 from hyper.guest import xenstore
-from hyper.guest.xenstore import Transaction, XenstoreClient, XenstoreGone
+from hyper.guest.xenstore import XenstoreClient, XenstoreGone
 from hyper.public.errors import NoSuchNode
-from toolstack.xend.layout import Node
+from toolstack.xend.nodes import Node, Transaction
 
 T = TypeVar("T")
 log = structlog.get_logger("xend")
@@ -36,6 +36,9 @@ class Xenstore(Protocol):
 
     async def create(self, nodes: Iterable[Node]) -> None:
         """Writes all of the nodes or none."""
+
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Does `work` in a transaction, again and again if need be. Returns: what it returned at last."""
 
     async def remove(self, path: str) -> None:
         """Removes a node and all below it, if there is one."""
@@ -119,11 +122,12 @@ class XenstoreSession:
 
         async def work(transaction: Transaction) -> None:
             for node in wanted:
-                await transaction.write(node.path, node.value)
-                if node.permissions is not None:
-                    await transaction.set_perms(node.path, node.permissions)
+                await node.write(transaction)
 
-        await self._do(lambda client: client.transact(work))
+        await self.transact(work)
+
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        return await self._do(lambda client: client.transact(work))
 
     async def remove(self, path: str) -> None:
         async def work(client: XenstoreClient) -> None:

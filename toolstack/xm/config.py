@@ -379,6 +379,33 @@ def _later(what: str, *harmless: Any) -> Callable[[Any], Any]:
     return check_later
 
 
+def _entries(kind: str) -> Callable[[Any], Any]:
+    """For a list of devices; `kind` is the function of toolstack.xm.devices that reads an entry."""
+
+    def check_entries(value: Any) -> list[str]:
+        if isinstance(value, str):
+            value = [value] if value else []
+        if not isinstance(value, (list, tuple)):
+            raise _Wrong(f"must be a list of strings, not {_kind(value)}")
+        entries = [_text(item) for item in value]
+        for entry in entries:
+            _device(kind, entry, "/")
+        return entries
+
+    return check_entries
+
+
+def _device(kind: str, entry: str, folder: str | None) -> list[Sxp]:
+    """The expression of a device. Raises: _Wrong."""
+    from toolstack.devices import DeviceError  # only who has devices pays for these imports
+    from toolstack.xm import devices
+
+    try:
+        return devices.disk(entry, folder) if kind == "disk" else devices.vif(entry)
+    except DeviceError as error:
+        raise _Wrong(str(error)) from None
+
+
 KEYS: dict[str, Callable[[Any], Any]] = {
     "name": _name,
     "uuid": _uuid,
@@ -421,8 +448,8 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "bootentry": _text,
     "blkif": _later("block backends in other domains are", "no"),
     "netif": _later("network backends in other domains are", "no"),
-    "disk": _later("virtual disks are"),
-    "vif": _later("virtual network interfaces are"),
+    "disk": _entries("disk"),
+    "vif": _entries("vif"),
     "vif2": _later("virtual network interfaces of version 2 are"),
     "vfb": _later("virtual framebuffers are"),
     "pci": _later("PCI pass-through is"),
@@ -430,7 +457,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "vusb": _later("virtual USB is"),
     "ioports": _later("I/O port pass-through is"),
     "irq": _later("interrupt pass-through is"),
-    "nics": _later("virtual network interfaces are"),
+    "nics": _number(0, 16),
     "tsc_mode": _later("TSC modes are"),
     "superpages": _later("superpages are"),
     "machine_address_size": _later("a limit on machine addresses is"),
@@ -522,7 +549,23 @@ def make_config(settings: Settings, *, check_files: bool = True) -> list[Sxp]:
         config.append(["pool_name", value("pool")])
     config.append(["image", _image(settings, check_files)])
     config.append(["s3_integrity", value("s3_integrity", 1)])
+    config += [["device", device] for device in _devices(settings, check_files)]
     return config
+
+
+def _devices(settings: Settings, check_files: bool) -> list[list[Sxp]]:
+    """Disks and network interfaces; a relative path is one of the folder we are in."""
+    folder = os.getcwd() if check_files else None
+    found = []
+    for key in ("disk", "vif"):
+        entries = settings.value(key) or []
+        if key == "vif":
+            entries = [*entries, *[""] * (settings.value("nics", 0) - len(entries))]
+        try:
+            found += [_device(key, entry, folder) for entry in entries]
+        except _Wrong as error:
+            raise settings.error(key, str(error)) from None
+    return found
 
 
 def _actions(settings: Settings) -> dict[str, str]:
