@@ -90,7 +90,7 @@ async def test_many_tasks_and_a_watch() -> None:
                     nursery.start_soon(one, number)
             assert sorted(got) == sorted(str(number) * 100 for number in range(50))
             await dom0.ask(X.WRITE, b"/local/domain/%d/data/news" % DOMID, raw=b"x")
-            daemon.settle()
+            daemon.channels[daemon.xs.domains[DOMID].conn].flush()  # as after a request over a socket
             assert await anext(watch) == "data/news"
 
 
