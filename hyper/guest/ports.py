@@ -27,6 +27,16 @@ class Port:
         self._gone = False
         os.set_blocking(upcall, False)
 
+    @property
+    def upcall_fd(self) -> int:
+        """Readable when notified; drain it by reads until EAGAIN. For C threads, instead of wait()."""
+        return self._upcall
+
+    @property
+    def doorbell_fd(self) -> int:
+        """Eight bytes, a native 1, written here notify the other end. Ours to close."""
+        return self._doorbell
+
     async def wait(self) -> None:
         """Returns when the port has been notified since the last return. Notifications do not add up.
 
