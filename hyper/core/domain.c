@@ -259,6 +259,22 @@ void domain_unlock_foreign(struct domain *d, struct vcpu *curr)
     }
 }
 
+void domain_lock_any(struct domain *d, struct vcpu *curr)
+{
+    if (curr && curr->domain == d)
+        domain_lock(d, curr);
+    else
+        domain_lock_foreign(d, curr);
+}
+
+void domain_unlock_any(struct domain *d, struct vcpu *curr)
+{
+    if (curr && curr->domain == d)
+        domain_unlock(d, curr);
+    else
+        domain_unlock_foreign(d, curr);
+}
+
 static void wait_until_out(struct vcpu *v)
 {
     for (int i = 0; atomic_load(&v->in_guest); i++) {
@@ -397,6 +413,27 @@ static void retire_vcpu(struct vcpu *v)
     sched_vcpu_destroy(v);
 }
 
+struct page_info *claim_guest_frame(struct vcpu *curr, uint64_t gfn)
+{
+    struct domain *d = curr->domain;
+    struct page_info *pg = get_page_from_gfn(d, _gfn(gfn));
+    if (!pg)
+        return NULL;
+    if (get_page_type(d, pg, PGT_writable_page)) {
+        put_page(d->hv, pg);
+        return NULL;
+    }
+    pg->foreign_writers++;
+    engine()->frame_written(d, curr, pg);
+    return pg;
+}
+
+void release_guest_frame(struct domain *d, struct page_info *pg)
+{
+    pg->foreign_writers--;
+    put_page_and_type(d, pg);
+}
+
 static void drop_vcpu_info(struct vcpu *v)
 {
     struct domain *d = v->domain;
@@ -408,8 +445,7 @@ static void drop_vcpu_info(struct vcpu *v)
     time_unlock(d->hv);
     unlock(&d->hv->event_lock);
     domain_lock(d, NULL);
-    v->vcpu_info_page->foreign_writers--;
-    put_page_and_type(d, v->vcpu_info_page);
+    release_guest_frame(d, v->vcpu_info_page);
     v->vcpu_info_page = NULL;
     domain_unlock(d, NULL);
 }
@@ -442,6 +478,7 @@ int domain_kill(struct domain *d)
     case KILL_events:
         evtchn_close_all(d);
         for_each_vcpu(d, drop_vcpu_info);
+        evtchn_fifo_give_back(d);
         d->kill_stage = KILL_memory;
         return -XEN_ERESTART;
     case KILL_memory:

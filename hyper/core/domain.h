@@ -46,7 +46,7 @@ struct vcpu {
     uint64_t periodic_period_ns;
     struct timer poll_timer;            /* SCHEDOP_poll's timeout */
     _Atomic uint32_t poll_port;         /* 0: not polling, ~0: several */
-    uint16_t virq_port[24];             /* NR_VIRQS; guarded by event_lock */
+    uint32_t virq_port[24];             /* NR_VIRQS; guarded by event_lock */
 
     struct pv_vcpu pv;
     struct engine_vcpu *engine;   /* the engine's own, opaque */
@@ -92,6 +92,8 @@ struct domain {
 
     struct evtchn_table *evtchn;  /* event.h */
     uint32_t max_evtchn_port;
+    struct evtchn_fifo *evtchn_fifo; /* evtchn_fifo.c; NULL: never used */
+    bool fifo_events;             /* which ABI; guarded by event_lock */
     struct grant_table *grants;   /* grant_table.h */
     struct engine_domain *engine; /* the engine's own: the code cache and its books */
 
@@ -126,6 +128,10 @@ void domain_shutdown(struct domain *d, uint32_t reason);
 void domain_pause(struct domain *d);   /* returns when no vCPU of it runs */
 void domain_unpause(struct domain *d);
 void vcpu_pause(struct vcpu *v);
+/* A frame of the guest that the hypervisor writes to from now on: it stays writable and free of translated code until it is
+ * released, or the domain goes. NULL: no such frame, or it can't be writable. Domain lock held. */
+struct page_info *claim_guest_frame(struct vcpu *curr, uint64_t gfn);
+void release_guest_frame(struct domain *d, struct page_info *pg);
 void vcpu_unpause(struct vcpu *v);
 
 /* ---- the domain lock and the guest's running vCPUs -------------------------------------------------------------- *
@@ -137,6 +143,9 @@ void domain_unlock(struct domain *d, struct vcpu *curr);
  * the calling vCPU or NULL, is out of its guest meanwhile. */
 void domain_lock_foreign(struct domain *d, struct vcpu *curr);
 void domain_unlock_foreign(struct domain *d, struct vcpu *curr);
+/* Whichever of the two it takes. */
+void domain_lock_any(struct domain *d, struct vcpu *curr);
+void domain_unlock_any(struct domain *d, struct vcpu *curr);
 /* Waits until no other vCPU of d is in_guest; they stay out until the lock is dropped. */
 void domain_quiesce(struct domain *d, struct vcpu *curr);
 /* Makes a vCPU leave translated code soon: one store. */

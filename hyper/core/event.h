@@ -29,11 +29,34 @@ void send_global_virq(struct hv *hv, uint32_t virq);
 void evtchn_close_conn(struct hv_conn *conn);
 /* True when an upcall is pending and not masked. Reads shared memory without a lock. */
 bool vcpu_event_pending(const struct vcpu *v);
+/* 1: the port is pending; 0: not; -XEN_EINVAL: it can't be one. */
+int evtchn_is_pending(struct domain *d, uint32_t port);
+/* After VCPUOP_register_vcpu_info moved the info: everything may have been missed. */
+void evtchn_resync(struct vcpu *v);
+
+/* What both ABIs between us and a guest need (evtchn_2l.c). */
+void vcpu_mark_events_pending(struct vcpu *v);
+void evtchn_wake_pollers(struct domain *d, uint32_t port);
+
 /* evtchn_2l.c: sets a port pending for its vCPU, sets the selector and the upcall, wakes or kicks. event_lock held. */
 void evtchn_2l_set_pending(struct vcpu *v, uint32_t port);
 void evtchn_2l_clear_pending(struct domain *d, uint32_t port);
 void evtchn_2l_unmask(struct vcpu *v, uint32_t port);
 bool evtchn_2l_is_pending(const struct domain *d, uint32_t port);
-/* After VCPUOP_register_vcpu_info moved the info: everything may have been missed. */
-void evtchn_2l_resync(struct vcpu *v);
+
+/* evtchn_fifo.c: the same, where the port has a priority and was queued somewhere before. event_lock held. */
+struct evtchn_place { uint8_t priority, last_priority; uint16_t last_vcpu; };
+/* False: the guest has given no page with the port's word yet. */
+bool evtchn_fifo_set_pending(struct vcpu *v, uint32_t port, struct evtchn_place *at);
+void evtchn_fifo_clear_pending(struct domain *d, uint32_t port);
+void evtchn_fifo_unmask(struct vcpu *v, uint32_t port, struct evtchn_place *at);
+bool evtchn_fifo_is_pending(const struct domain *d, uint32_t port);
+/* What the guest gives, without locks; 0 or -XEN_E*. */
+struct evtchn_init_control;
+struct evtchn_expand_array;
+int evtchn_fifo_init_control(struct vcpu *curr, struct evtchn_init_control *op);
+int evtchn_fifo_expand_array(struct vcpu *curr, const struct evtchn_expand_array *op);
+/* Lets go of the guest's frames; no port is delivered by this ABI any more. */
+void evtchn_fifo_give_back(struct domain *d);
+void evtchn_fifo_destroy(struct domain *d);
 #endif

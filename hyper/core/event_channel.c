@@ -1,11 +1,11 @@
 /*
  * Event channels: the port tables of all domains and the operations on them. How a set port reaches a guest's vCPU is
- * evtchn_2l.c's business; a port of a process domain has eventfds instead and belongs to the connection that made it.
+ * the business of evtchn_2l.c or evtchn_fifo.c, as the guest chose; a port of a process domain has eventfds instead and belongs to the connection that made it.
  *
  * One lock, hv->event_lock, guards every table: a send touches two domains, and sections are a few hundred ns. Nothing
  * is called under it that could wait for a vCPU to leave its guest, since such a vCPU may be waiting for this lock.
  *
- * Ports 1..4095; the lowest free one is handed out. A table grows by chunks of 128 ports.
+ * Ports 1..4095, with FIFO 1..131071; the lowest free one is handed out. A table grows by chunks of 128 ports.
  */
 #include "event.h"
 
@@ -17,17 +17,17 @@
 #include "trace.h"
 
 #define CHUNK_PORTS 128u
-#define NR_CHUNKS (EVTCHN_2L_NR_CHANNELS / CHUNK_PORTS)
 
 enum port_state { ECS_FREE = 0, ECS_UNBOUND, ECS_INTERDOMAIN, ECS_VIRQ, ECS_IPI };
 
 struct evtchn {
     uint8_t state;             /* enum port_state */
-    bool pending;              /* of a process domain, while it has no upcall fd yet */
+    bool pending;              /* while there is no place to say so: no upcall fd, no FIFO word yet */
     uint16_t notify_vcpu;
     uint16_t remote_domid;     /* unbound and interdomain */
     uint16_t virq;
     uint32_t remote_port;
+    struct evtchn_place place; /* FIFO */
     uint32_t generation;       /* counts the lives of this port: see doorbell keys */
     struct domain *remote;     /* interdomain; it closes the port before it goes */
     struct hv_conn *conn;      /* the owner, of ports of a process domain */
@@ -35,11 +35,27 @@ struct evtchn {
 };
 
 struct evtchn_table {
-    struct evtchn *chunk[NR_CHUNKS];
+    struct evtchn **chunk;
+    uint32_t nr_ports;   /* how many there can be: `chunk` has room for them */
     uint32_t first_free; /* no port below is free */
 };
 
 /* ---- tables ----------------------------------------------------------------------------------------------------- */
+
+/* Room for `nr_ports`; there may be more of it already. */
+static int set_nr_ports(struct evtchn_table *t, uint32_t nr_ports)
+{
+    if (nr_ports <= t->nr_ports)
+        return 0;
+    size_t old = t->nr_ports / CHUNK_PORTS, now = nr_ports / CHUNK_PORTS;
+    struct evtchn **chunk = realloc(t->chunk, now * sizeof(*chunk));
+    if (!chunk)
+        return -XEN_ENOMEM;
+    memset(chunk + old, 0, (now - old) * sizeof(*chunk));
+    t->chunk = chunk;
+    t->nr_ports = nr_ports;
+    return 0;
+}
 
 int evtchn_init(struct domain *d)
 {
@@ -47,16 +63,18 @@ int evtchn_init(struct domain *d)
     if (!d->evtchn)
         return -XEN_ENOMEM;
     d->evtchn->first_free = 1;
-    d->max_evtchn_port = EVTCHN_2L_NR_CHANNELS - 1;
-    return 0;
+    d->max_evtchn_port = EVTCHN_FIFO_NR_CHANNELS - 1;
+    return set_nr_ports(d->evtchn, EVTCHN_2L_NR_CHANNELS);
 }
 
 void evtchn_destroy(struct domain *d)
 {
     if (!d->evtchn)
         return;
-    for (unsigned i = 0; i < NR_CHUNKS; i++)
+    evtchn_fifo_destroy(d);
+    for (uint32_t i = 0; i < d->evtchn->nr_ports / CHUNK_PORTS; i++)
         free(d->evtchn->chunk[i]);
+    free(d->evtchn->chunk);
     free(d->evtchn);
     d->evtchn = NULL;
 }
@@ -64,7 +82,7 @@ void evtchn_destroy(struct domain *d)
 /* NULL: out of range, or in a part of the table that never was used. */
 static struct evtchn *port_entry(const struct domain *d, uint32_t port)
 {
-    if (!port || port >= EVTCHN_2L_NR_CHANNELS || !d->evtchn->chunk[port / CHUNK_PORTS])
+    if (!port || port >= d->evtchn->nr_ports || !d->evtchn->chunk[port / CHUNK_PORTS])
         return NULL;
     return &d->evtchn->chunk[port / CHUNK_PORTS][port % CHUNK_PORTS];
 }
@@ -86,13 +104,18 @@ static int grow(struct evtchn_table *t, uint32_t port)
     return 0;
 }
 
+static uint32_t nr_usable_ports(const struct domain *d)
+{
+    return d->fifo_events ? EVTCHN_FIFO_NR_CHANNELS : EVTCHN_2L_NR_CHANNELS;
+}
+
 /* The lowest free port, or -XEN_E*. It stays free until the caller gives it a state. */
 static int find_free_port(struct domain *d)
 {
     struct evtchn_table *t = d->evtchn;
     if (atomic_load(&d->dying))
         return -XEN_EINVAL;
-    for (uint32_t port = t->first_free; port <= d->max_evtchn_port && port < EVTCHN_2L_NR_CHANNELS; port++) {
+    for (uint32_t port = t->first_free; port <= d->max_evtchn_port && port < nr_usable_ports(d); port++) {
         if (!t->chunk[port / CHUNK_PORTS] && grow(t, port))
             return -XEN_ENOMEM;
         if (port_entry(d, port)->state == ECS_FREE) {
@@ -109,6 +132,7 @@ static struct evtchn *take_port(struct domain *d, int port, enum port_state stat
     chn->state = state;
     chn->pending = false;
     chn->notify_vcpu = 0;
+    chn->place.priority = EVTCHN_FIFO_PRIORITY_DEFAULT;
     chn->conn = d->kind == DOMAIN_PROCESS ? conn : NULL;
     chn->generation++;
     d->hv->nr_ports++;
@@ -135,7 +159,9 @@ static void free_port(struct domain *d, uint32_t port)
     chn->remote = NULL;
     if (port < d->evtchn->first_free)
         d->evtchn->first_free = port;
-    if (d->kind == DOMAIN_PV)
+    if (d->kind == DOMAIN_PV && d->fifo_events)
+        evtchn_fifo_clear_pending(d, port);
+    else if (d->kind == DOMAIN_PV)
         evtchn_2l_clear_pending(d, port);
     d->hv->nr_ports--;
 }
@@ -145,10 +171,13 @@ static void free_port(struct domain *d, uint32_t port)
 static void set_pending(struct domain *d, struct evtchn *chn, uint32_t port)
 {
     trace_record(d->hv, TRACE_event, d->id, chn->notify_vcpu, port, chn->state);
-    if (d->kind == DOMAIN_PV && !d->vcpu[chn->notify_vcpu])
+    struct vcpu *v = d->vcpu[chn->notify_vcpu];
+    if (d->kind == DOMAIN_PV && !v)
         return; /* not made yet: it will look at everything when it starts */
-    if (d->kind == DOMAIN_PV)
-        evtchn_2l_set_pending(d->vcpu[chn->notify_vcpu], port);
+    if (d->kind == DOMAIN_PV && d->fifo_events)
+        chn->pending = !evtchn_fifo_set_pending(v, port, &chn->place);
+    else if (d->kind == DOMAIN_PV)
+        evtchn_2l_set_pending(v, port);
     else if (chn->upcall_fd >= 0)
         eventfd_write(chn->upcall_fd, 1); /* EAGAIN: it is pending many times over */
     else
@@ -342,7 +371,7 @@ static int bind_virq(struct domain *caller, struct hv_conn *conn, struct evtchn_
         struct evtchn *chn = take_port(caller, port, ECS_VIRQ, conn);
         chn->notify_vcpu = (uint16_t)op->vcpu;
         chn->virq = (uint16_t)op->virq;
-        v->virq_port[op->virq] = (uint16_t)port;
+        v->virq_port[op->virq] = (uint32_t)port;
         op->port = (uint32_t)port;
     }
     unlock(&caller->hv->event_lock);
@@ -410,9 +439,10 @@ static int close_port(struct domain *d, struct hv_conn *conn, uint32_t port)
 void evtchn_close_all(struct domain *d)
 {
     lock(&d->hv->event_lock);
-    for (uint32_t port = 1; d->evtchn && port < EVTCHN_2L_NR_CHANNELS; port++)
+    for (uint32_t port = 1; d->evtchn && port < d->evtchn->nr_ports; port++)
         if (live_port(d, port))
             close_locked(d, port);
+    d->fifo_events = false;
     unlock(&d->hv->event_lock);
 }
 
@@ -420,7 +450,7 @@ void evtchn_close_conn(struct hv_conn *conn)
 {
     struct domain *d = conn->domain;
     lock(&d->hv->event_lock);
-    for (uint32_t port = 1; d->evtchn && port < EVTCHN_2L_NR_CHANNELS; port++) {
+    for (uint32_t port = 1; d->evtchn && port < d->evtchn->nr_ports; port++) {
         struct evtchn *chn = live_port(d, port);
         if (chn && chn->conn == conn)
             close_locked(d, port);
@@ -436,8 +466,10 @@ static int reset(struct domain *caller, struct hv_conn *conn, const struct evtch
     int rc = may_control(caller, d) ? 0 : -XEN_EPERM;
     if (!rc && conn && d == caller)
         evtchn_close_conn(conn); /* the other processes keep theirs */
-    else if (!rc)
+    else if (!rc) {
         evtchn_close_all(d);
+        evtchn_fifo_give_back(d);
+    }
     put_domain(d);
     return rc;
 }
@@ -469,10 +501,12 @@ static int get_status(struct domain *caller, struct evtchn_status *op)
     struct domain *d = get_domain(caller->hv, caller, op->dom);
     if (!d)
         return -XEN_ESRCH;
-    int rc = !may_control(caller, d) ? -XEN_EPERM : !op->port || op->port >= EVTCHN_2L_NR_CHANNELS ? -XEN_EINVAL : 0;
+    int rc = !may_control(caller, d) ? -XEN_EPERM : 0;
     if (!rc) {
         lock(&d->hv->event_lock);
-        describe(port_entry(d, op->port), op);
+        rc = op->port && op->port < nr_usable_ports(d) ? 0 : -XEN_EINVAL;
+        if (!rc)
+            describe(port_entry(d, op->port), op);
         unlock(&d->hv->event_lock);
     }
     put_domain(d);
@@ -504,8 +538,11 @@ static int unmask(struct domain *d, uint32_t port)
 {
     lock(&d->hv->event_lock);
     struct evtchn *chn = live_port(d, port);
-    if (chn && d->kind == DOMAIN_PV && d->vcpu[chn->notify_vcpu])
-        evtchn_2l_unmask(d->vcpu[chn->notify_vcpu], port);
+    struct vcpu *v = chn && d->kind == DOMAIN_PV ? d->vcpu[chn->notify_vcpu] : NULL;
+    if (v && d->fifo_events)
+        evtchn_fifo_unmask(v, port, &chn->place);
+    else if (v)
+        evtchn_2l_unmask(v, port);
     unlock(&d->hv->event_lock);
     return chn ? 0 : -XEN_EINVAL;
 }
@@ -518,6 +555,93 @@ static int send_port(struct domain *d, struct hv_conn *conn, uint32_t port)
         rc = send_locked(d, port);
     unlock(&d->hv->event_lock);
     return rc;
+}
+
+/* ---- the FIFO ABI ----------------------------------------------------------------------------------------------- */
+
+/* From now on events go by words and queues; what is pending in the bits of the other ABI comes along. event_lock held. */
+static int change_to_fifo(struct domain *d)
+{
+    if (d->fifo_events)
+        return 0;
+    int rc = set_nr_ports(d->evtchn, EVTCHN_FIFO_NR_CHANNELS);
+    if (rc)
+        return rc;
+    for (uint32_t port = 1; port < EVTCHN_2L_NR_CHANNELS; port++) {
+        struct evtchn *chn = live_port(d, port);
+        if (chn)
+            chn->pending = evtchn_2l_is_pending(d, port);
+    }
+    d->fifo_events = true;
+    return 0;
+}
+
+static int init_control(struct vcpu *curr, struct evtchn_init_control *op)
+{
+    struct domain *d = curr->domain;
+    int rc = evtchn_fifo_init_control(curr, op);
+    if (rc)
+        return rc;
+    lock(&d->hv->event_lock);
+    rc = change_to_fifo(d);
+    unlock(&d->hv->event_lock);
+    return rc;
+}
+
+/* Ports that got words by this, and are pending, are delivered now. */
+static int expand_array(struct vcpu *curr, const struct evtchn_expand_array *op)
+{
+    struct domain *d = curr->domain;
+    int rc = evtchn_fifo_expand_array(curr, op);
+    lock(&d->hv->event_lock);
+    for (uint32_t port = 1; !rc && d->fifo_events && port < d->evtchn->nr_ports; port++) {
+        struct evtchn *chn = live_port(d, port);
+        if (chn && chn->pending)
+            set_pending(d, chn, port);
+    }
+    unlock(&d->hv->event_lock);
+    return rc;
+}
+
+static int set_priority(struct domain *d, struct hv_conn *conn, const struct evtchn_set_priority *op)
+{
+    lock(&d->hv->event_lock);
+    int rc = may_use(d, conn, op->port);
+    if (!rc && op->priority > EVTCHN_FIFO_PRIORITY_MIN)
+        rc = -XEN_EINVAL;
+    if (!rc && !d->fifo_events)
+        rc = -XEN_ENOSYS;
+    if (!rc)
+        port_entry(d, op->port)->place.priority = (uint8_t)op->priority;
+    unlock(&d->hv->event_lock);
+    return rc;
+}
+
+int evtchn_is_pending(struct domain *d, uint32_t port)
+{
+    lock(&d->hv->event_lock);
+    int rc = !port || port >= nr_usable_ports(d) ? -XEN_EINVAL
+             : d->fifo_events                    ? evtchn_fifo_is_pending(d, port)
+                                                 : evtchn_2l_is_pending(d, port);
+    unlock(&d->hv->event_lock);
+    return rc;
+}
+
+static int64_t fifo_op(struct vcpu *curr, struct domain *d, struct hv_conn *conn, uint32_t cmd, uint64_t arg)
+{
+    struct evtchn_init_control control;
+    struct evtchn_expand_array array;
+    struct evtchn_set_priority priority;
+    if (cmd == EVTCHNOP_set_priority)
+        return copy_from_guest(&priority, arg, sizeof(priority)) ? -XEN_EFAULT : set_priority(d, conn, &priority);
+    if (!curr) /* a process has descriptors instead */
+        return -XEN_ENOSYS;
+    if (cmd == EVTCHNOP_expand_array)
+        return copy_from_guest(&array, arg, sizeof(array)) ? -XEN_EFAULT : expand_array(curr, &array);
+    if (copy_from_guest(&control, arg, sizeof(control)))
+        return -XEN_EFAULT;
+    int rc = init_control(curr, &control);
+    return !rc && copy_to_guest(arg, &control, sizeof(control)) ? -XEN_EFAULT : rc;
 }
 
 /* ---- the hypercall ---------------------------------------------------------------------------------------------- */
@@ -552,7 +676,6 @@ static int64_t op_with_answer(struct domain *d, struct hv_conn *conn, uint64_t c
 
 int64_t do_event_channel_op(struct vcpu *curr, struct domain *caller, struct hv_conn *conn, uint64_t cmd, uint64_t arg)
 {
-    (void)curr;
     uint32_t port;
     struct evtchn_bind_vcpu to_vcpu;
     struct evtchn_reset which;
@@ -573,9 +696,13 @@ int64_t do_event_channel_op(struct vcpu *curr, struct domain *caller, struct hv_
         return copy_from_guest(&to_vcpu, arg, sizeof(to_vcpu)) ? -XEN_EFAULT : bind_vcpu(caller, &to_vcpu);
     case EVTCHNOP_reset:
         return copy_from_guest(&which, arg, sizeof(which)) ? -XEN_EFAULT : reset(caller, conn, &which);
+    case EVTCHNOP_init_control:
+    case EVTCHNOP_expand_array:
+    case EVTCHNOP_set_priority:
+        return fifo_op(curr, caller, conn, (uint32_t)cmd, arg);
     case EVTCHNOP_bind_pirq: /* there are no physical interrupts */
         return -XEN_EINVAL;
-    default: /* FIFO channels as well: guests fall back to 2-level */
+    default:
         return -XEN_ENOSYS;
     }
 }

@@ -32,7 +32,7 @@ bool vcpu_event_pending(const struct vcpu *v)
            !__atomic_load_n(&v->vcpu_info->evtchn_upcall_mask, __ATOMIC_SEQ_CST);
 }
 
-static void mark_events_pending(struct vcpu *v)
+void vcpu_mark_events_pending(struct vcpu *v)
 {
     if (__atomic_exchange_n(&v->vcpu_info->evtchn_upcall_pending, 1, __ATOMIC_SEQ_CST))
         return;
@@ -41,7 +41,7 @@ static void mark_events_pending(struct vcpu *v)
 }
 
 /* A port somebody polls wakes its poller even when it is masked. */
-static void wake_pollers(struct domain *d, uint32_t port)
+void evtchn_wake_pollers(struct domain *d, uint32_t port)
 {
     if (likely(!atomic_load(&d->nr_pollers)))
         return;
@@ -56,7 +56,7 @@ static void wake_pollers(struct domain *d, uint32_t port)
 static void raise_selector(struct vcpu *v, uint32_t port)
 {
     if (!set_bit(&v->vcpu_info->evtchn_pending_sel, port / 64))
-        mark_events_pending(v);
+        vcpu_mark_events_pending(v);
 }
 
 void evtchn_2l_set_pending(struct vcpu *v, uint32_t port)
@@ -66,7 +66,7 @@ void evtchn_2l_set_pending(struct vcpu *v, uint32_t port)
         return;
     if (!test_bit(s->evtchn_mask, port))
         raise_selector(v, port);
-    wake_pollers(v->domain, port);
+    evtchn_wake_pollers(v->domain, port);
 }
 
 void evtchn_2l_clear_pending(struct domain *d, uint32_t port) { clear_bit(d->shared_info->evtchn_pending, port); }
@@ -83,7 +83,7 @@ bool evtchn_2l_is_pending(const struct domain *d, uint32_t port)
     return test_bit(d->shared_info->evtchn_pending, port);
 }
 
-void evtchn_2l_resync(struct vcpu *v)
+void evtchn_resync(struct vcpu *v)
 {
     __atomic_store_n(&v->vcpu_info->evtchn_pending_sel, ~0ull, __ATOMIC_SEQ_CST);
     __atomic_store_n(&v->vcpu_info->evtchn_upcall_pending, 1, __ATOMIC_SEQ_CST);

@@ -112,33 +112,16 @@ void grant_table_destroy(struct domain *d)
 
 uint32_t grant_table_max_frames(const struct domain *d) { return d->grants->max_frames; }
 
-/* Whichever lock the caller needs for a granter: its own domain's or a foreign one's. */
-static void lock_domain_of(struct domain *d, struct vcpu *curr)
-{
-    if (curr && curr->domain == d)
-        domain_lock(d, curr);
-    else
-        domain_lock_foreign(d, curr);
-}
-
-static void unlock_domain_of(struct domain *d, struct vcpu *curr)
-{
-    if (curr && curr->domain == d)
-        domain_unlock(d, curr);
-    else
-        domain_unlock_foreign(d, curr);
-}
-
 int grant_table_frame(struct domain *d, uint32_t index, mfn_t *out)
 {
     struct vcpu *curr = current_caller.vcpu;
-    lock_domain_of(d, curr);
+    domain_lock_any(d, curr);
     int rc = index < MAX_GRANT_FRAMES ? grow_table(d, index + 1) : -XEN_EINVAL;
     if (index < d->grants->nr_frames) {
         *out = page_to_mfn(d->hv, d->grants->frame[index]);
         rc = 0;
     }
-    unlock_domain_of(d, curr);
+    domain_unlock_any(d, curr);
     return rc;
 }
 
@@ -436,10 +419,10 @@ static int16_t pin_side(struct copy_side *s, struct vcpu *curr, const struct gnt
     if (!s->d)
         return GNTST_bad_domain;
     s->ref = ptr->u.ref;
-    lock_domain_of(s->d, curr);
+    domain_lock_any(s->d, curr);
     int16_t status = s->is_gref ? use_entry(s->d, s->ref, c->domain->id, !s->writes, &s->pg)
                                 : pin_own_frame(s, ptr->u.gmfn);
-    unlock_domain_of(s->d, curr);
+    domain_unlock_any(s->d, curr);
     if (status == GNTST_okay)
         s->host = mfn_to_virt(s->d->hv, page_to_mfn(s->d->hv, s->pg));
     else
@@ -451,7 +434,7 @@ static void unpin_side(struct copy_side *s, struct vcpu *curr)
 {
     if (!s->d)
         return;
-    lock_domain_of(s->d, curr);
+    domain_lock_any(s->d, curr);
     if (s->is_gref) {
         release_entry(s->d, s->ref, !s->writes);
     } else {
@@ -459,7 +442,7 @@ static void unpin_side(struct copy_side *s, struct vcpu *curr)
             end_writing(s->d, s->pg);
         put_page(s->d->hv, s->pg);
     }
-    unlock_domain_of(s->d, curr);
+    domain_unlock_any(s->d, curr);
     put_domain(s->d);
 }
 
@@ -513,9 +496,9 @@ static int16_t setup_table(const struct gnttab_setup_table *op)
     int16_t status = get_controlled(op->dom, &d);
     if (status != GNTST_okay)
         return status;
-    lock_domain_of(d, curr);
+    domain_lock_any(d, curr);
     status = grow_table(d, op->nr_frames) ? GNTST_general_error : GNTST_okay;
-    unlock_domain_of(d, curr);
+    domain_unlock_any(d, curr);
     if (status == GNTST_okay)
         status = list_frames(d, op->nr_frames, op->frame_list);
     put_domain(d);

@@ -24,10 +24,9 @@ static int any_port_pending(struct domain *d, const struct sched_poll *poll)
         evtchn_port_t port;
         if (copy_from_guest(&port, poll->ports + i * sizeof(port), sizeof(port)))
             return -XEN_EFAULT;
-        if (!port || port >= EVTCHN_2L_NR_CHANNELS)
-            return -XEN_EINVAL;
-        if (evtchn_2l_is_pending(d, port))
-            return 1;
+        int pending = evtchn_is_pending(d, port);
+        if (pending)
+            return pending;
     }
     return 0;
 }

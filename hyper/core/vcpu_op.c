@@ -118,25 +118,9 @@ static void move_vcpu_info(struct vcpu *v, struct vcpu_info *to)
     memcpy(to, v->vcpu_info, sizeof(*to));
     v->vcpu_info = to;
     time_unlock(hv);
-    evtchn_2l_resync(v); /* events that came between the copy and now */
+    evtchn_resync(v); /* events that came between the copy and now */
     unlock(&hv->event_lock);
     time_publish(v);
-}
-
-/* The frame stays writable to us and free of translated code as long as the domain lives. Domain lock held. */
-static struct page_info *claim_info_frame(struct vcpu *curr, uint64_t gfn)
-{
-    struct domain *d = curr->domain;
-    struct page_info *pg = get_page_from_gfn(d, _gfn(gfn));
-    if (!pg)
-        return NULL;
-    if (get_page_type(d, pg, PGT_writable_page)) {
-        put_page(d->hv, pg);
-        return NULL;
-    }
-    pg->foreign_writers++;
-    engine()->frame_written(d, curr, pg);
-    return pg;
 }
 
 static int64_t register_vcpu_info(struct vcpu *curr, struct vcpu *v, uint64_t arg)
@@ -150,7 +134,7 @@ static int64_t register_vcpu_info(struct vcpu *curr, struct vcpu *v, uint64_t ar
         return -XEN_EINVAL;
     struct domain *d = v->domain;
     domain_lock(d, curr);
-    struct page_info *pg = v->vcpu_info_page ? NULL : claim_info_frame(curr, op.mfn);
+    struct page_info *pg = v->vcpu_info_page ? NULL : claim_guest_frame(curr, op.mfn);
     if (pg) {
         v->vcpu_info_page = pg;
         move_vcpu_info(v, (struct vcpu_info *)((char *)mfn_to_virt(d->hv, page_to_mfn(d->hv, pg)) + op.offset));

@@ -1,7 +1,7 @@
 """What a review with an attacker's eye found in the core; each test says what used to happen.
 
-Guests and races are C: `core/hostile_tests.c`, linked with the whole core under the address sanitizer. What
-a single call shows is asked from here.
+Guests and races are C: the programs of core/, linked with the whole core under the address sanitizer. What a
+single call shows is asked from here.
 """
 
 from __future__ import annotations
@@ -22,38 +22,47 @@ from tests.core_kit import Process, lib, readable, real_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "hyper" / "core"
-SOURCE = Path(__file__).parent / "core" / "hostile_tests.c"
-NAMES = re.findall(r"\bT\((\w{2,})\)", SOURCE.read_text().split("#define T(name)")[1])
+SOURCES = sorted((Path(__file__).parent / "core").glob("*_tests.c"))
+TESTS = [
+    (source.stem, name)
+    for source in SOURCES
+    for name in re.findall(r"\bT\((\w{2,})\)", source.read_text().split("#define T(name)")[1])
+]
 GCC = "gcc -g1 -std=gnu11 -Wall -Wextra -fno-strict-aliasing -pthread -fsanitize=address".split()
 FOLDERS = [f"-iquote{folder}" for folder in (CORE, CORE.parent / "public", CORE.parent)]
 SELF = lib.DOMID_SELF
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a program for each source, by its name."""
     folder = tmp_path_factory.mktemp("hostile")
 
     def compiled(job: tuple[int, Path]) -> Path:
         number, source = job
         output = folder / f"{number}.o"
-        level = "-O1" if source == SOURCE else "-O0"  # guests need their inline functions, we the time
+        level = "-O1" if source in SOURCES else "-O0"  # guests need their inline functions, we the time
         subprocess.run([*GCC, level, *FOLDERS, "-c", source, "-o", output], check=True)
         return output
 
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compiled, enumerate([SOURCE, *CORE.rglob("*.c")])))
-    subprocess.run([*GCC, *objects, "-o", folder / "program"], check=True)
-    return folder / "program"
+        objects = list(pool.map(compiled, enumerate([*SOURCES, *CORE.rglob("*.c")])))
+    for source, own in zip(SOURCES, objects):
+        output = folder / source.stem
+        subprocess.run([*GCC, own, *objects[len(SOURCES) :], "-o", output], check=True)
+    return folder
 
 
-def test_the_list_is_complete(program: Path) -> None:
-    listed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
-    assert listed == NAMES
+def test_the_list_is_complete(programs: Path) -> None:
+    def listed(name: str) -> list[str]:
+        return subprocess.run([programs / name], check=True, capture_output=True, text=True).stdout.split()
+
+    assert [(source.stem, name) for source in SOURCES for name in listed(source.stem)] == TESTS
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_hostile(program: Path, name: str) -> None:
-    result = subprocess.run([program, name], capture_output=True, text=True)
+@pytest.mark.parametrize(("program", "name"), TESTS)
+def test_hostile(programs: Path, program: str, name: str) -> None:
+    result = subprocess.run([programs / program, name], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 

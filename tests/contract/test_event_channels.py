@@ -79,7 +79,7 @@ REFUSALS = [
     ("reset", {"dom": 999}, lib.XEN_ESRCH),
     ("init_control", {}, lib.XEN_ENOSYS),
     ("expand_array", {}, lib.XEN_ENOSYS),
-    ("set_priority", {"port": 1}, lib.XEN_ENOSYS),
+    ("set_priority", {"port": 1}, lib.XEN_EINVAL),
 ]
 
 

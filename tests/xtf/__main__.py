@@ -1,7 +1,8 @@
 """Run the images of the Xen Test Framework, from anyone's build of it, against expected.toml.
 
-`python -m tests.xtf DIR` looks for tests/NAME/test-ENV-NAME[~VARIATION].cfg below DIR (an XTF source tree after
-`make`), gives each to `xm create` on a private host, reads its console, and prints one line for it. A last line counts:
+`python -m tests.xtf DIR` looks for tests/NAME/test-ENV-NAME[~VARIATION].cfg below DIR (an XTF source tree
+after `make`), gives each to `xm create` on a private host, reads its console, and prints one line for it. A
+last line counts:
 
     xtf pv64: success 30 skip 5 failure 0 error 0 crash 1
 
@@ -51,7 +52,7 @@ def expectations(path: Path = EXPECTED) -> Mapping[str, Expected]:
 
 
 def configs(folder: Path, environment: str, wanted: Sequence[str]) -> list[Path]:
-    """The configuration files of the tests, by name; of those in `wanted` (`xsa-122`) where there are some."""
+    """The configuration files of the tests, by name; where some are `wanted` (`xsa-122`), of those only."""
     found = sorted(folder.glob(f"tests/*/test-{environment}-*.cfg"))
     return [path for path in found if not wanted or path.parent.name in wanted]
 
@@ -89,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     chosen = configs(options.folder, options.environment, options.tests)
     if not chosen:
-        print(f"{options.folder} holds no tests/*/test-{options.environment}-*.cfg: is it built?", file=sys.stderr)
+        missing = f"tests/*/test-{options.environment}-*.cfg"
+        print(f"{options.folder} holds no {missing}: is it built?", file=sys.stderr)
         return 2
     expected = expectations()
     host = Host.private("xtf")
@@ -104,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 got, text = "error", str(error)
             counts[got] += 1
             want = expected.get(config.stem, Expected("success"))
-            print(f"{config.stem:<40} {got:<8} {want.reason if got == want.outcome else f'expected {want.outcome}'}")
+            remark = want.reason if got == want.outcome else f"expected {want.outcome}"
+            print(f"{config.stem:<40} {got:<8} {remark}".rstrip())
             if got != want.outcome:
                 surprises += 1
                 if options.verbose:
