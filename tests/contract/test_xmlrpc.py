@@ -157,6 +157,63 @@ def test_managed_domains(xend: Xend, config: list[Any]) -> None:
     assert xend.call("xend.domains_with_state", False, "all", False) == ["Domain-0"]
 
 
+DISK = ["vbd", ["uname", "file:/a"], ["dev", "xvda"], ["mode", "w"]]
+CARD = ["vif", ["mac", "00:16:3E:00:00:01"]]
+
+
+def test_devices(xend: Xend, config: list[Any]) -> None:
+    made = xend.call("xend.domain.create", [*config, ["device", DISK]])
+    (disk,) = (item for item in made if item[0] == "device")
+    assert disk[1][0] == "vbd" and child_value(disk[1], "dev") == "xvda:disk"
+    assert xend.call("xend.domain.waitForDevices", "deb") is None
+    card = xend.call("xend.domain.device_create", "deb", CARD)
+    assert [card[0], child_value(card, "mac"), child_value(card, "bridge"), child_value(card, "devid")] == [
+        "vif", "00:16:3e:00:00:01", "xenbr0", 0,
+    ]  # fmt: skip
+    ((devid, facts),) = xend.call("xend.domain.getDeviceSxprs", "deb", "vif")
+    assert devid == 0
+    assert facts == [
+        ["backend", "/local/domain/0/backend/vif/1/0"], ["backend-id", "0"], ["event-channel", "9"],
+        ["handle", "0"], ["mac", "00:16:3e:00:00:01"], ["mtu", "1500"], ["ring-ref", "8"], ["state", "4"],
+    ]  # fmt: skip
+    assert xend.call("xend.domain.getDeviceSxprs", "deb", "tap")[0][0] == 51712
+    for name in ("xvda", "51712", 51712, "0xca00"):
+        assert xend.call("xend.domain.getBlockDeviceClass", "deb", name) == "vbd"
+    assert xend.call("xend.domain.getBlockDeviceClass", "deb", "xvdb") is None
+    cdrom = ["vbd", ["uname", "file:/1.iso"], ["dev", "xvdd:cdrom"], ["mode", "r"]]
+    xend.call("xend.domain.device_create", "deb", ["device", cdrom])
+    cdrom[1] = ["uname", ""]
+    assert xend.call("xend.domain.device_configure", "deb", cdrom) is None
+    assert xend.call("xend.domain.device_configure", "deb", cdrom, 51760) is None
+    described = xend.call("xend.domain", "deb")
+    assert child_value([item[1] for item in described if item[0] == "device"][2], "uname") == ""
+    assert xend.call("xend.domain.destroyDevice", "deb", "vbd", "xvdd", None, True) is None
+    assert xend.call("xend.domain.destroyDevice", "deb", "tap2", 51712, "-f", True) is None
+    assert xend.call("xend.domain.destroyDevice", 1, "vif", "00:16:3e:00:00:01") is None
+    assert xend.call("xend.domain.getDeviceSxprs", "deb", "vbd") == []
+    assert [item[1][0] for item in xend.call("xend.domain", "deb") if item[0] == "device"] == ["vif"]
+    for call, code, text in [
+        (("destroyDevice", "deb", "vbd", "xvda"), 2, "Device xvda not connected"),
+        (("destroyDevice", "deb", "pci", "0"), 2, "PCI pass-through is not built yet"),
+        (("destroyDevice", "deb", "pump", "0"), 2, "devices of class pump are not built yet"),
+        (("device_resize", "deb", "xvda"), 2, "Device xvda not connected"),
+        (("device_configure", "deb", DISK), 2, "Device xvda not connected"),
+        (("device_create", "deb", ["vif", ["mac", "1"]]), 2,
+         "Invalid network interface: '1' is no MAC address such as 00:16:3e:12:34:56"),
+        (("device_create", "deb", []), 2, "devices of class None are not built yet"),
+        (("device_create", "deb", [["vbd"]]), 2, "devices of class None are not built yet"),
+        (("device_create", 0, DISK), 2, "Cannot attach a device to privileged domain 0"),
+        (("getDeviceSxprs", "nobody", "vif"), 3, "nobody"),
+        (("getDeviceSxprs", "deb", "vfb"), 2, "virtual framebuffers are not built yet"),
+        (("getBlockDeviceClass", "nobody", "xvda"), 3, "nobody"),
+        (("waitForDevices", "nobody"), 3, "nobody"),
+    ]:  # fmt: skip
+        with pytest.raises(Fault) as caught:
+            xend.call(f"xend.domain.{call[0]}", *call[1:])
+        assert (caught.value.code, caught.value.text) == (code, text), call
+    xend.call("xend.domain.destroy", "deb")
+
+
 def test_the_node(xend: Xend) -> None:
     pairs = xend.call("xend.node.info")
     assert [pair[0] for pair in pairs] == (

@@ -13,6 +13,7 @@ import pytest
 
 from hyper.public.paths import HostPaths
 from toolstack.xm import cli, client, lifecycle, manual, where
+from toolstack.xm import config as config_module
 from toolstack.xm.client import Fault
 from toolstack.xm.errors import Failure
 
@@ -47,6 +48,9 @@ class FakeServer:
             "xend.domain.getRestartCount": 0,
             "xend.domain.create": DEB,
             "xend.domain.sched_credit_get": {"weight": 256, "cap": 0},
+            "xend.domain.getDeviceSxprs": lambda name, kind: (
+                [[0, [["backend", "/b"]]]] if name == "deb" else []
+            ),
         }
 
     @staticmethod
@@ -138,7 +142,7 @@ class TestFinding:
         status, _, err = run("balloon", "deb", "64")
         assert status == 0
         assert err == "Command balloon is deprecated.  Please use xm mem-set instead.\n"
-        assert run("vif-list", "deb")[0] == 1
+        assert run("vif-list", "deb")[0] == 0
 
     @pytest.mark.parametrize("command", sorted(cli.NOT_BUILT))
     def test_what_is_not_built_says_so_in_a_line(self, run: Run, server: FakeServer, command: str) -> None:
@@ -185,6 +189,7 @@ class TestErrors:
             run("pause", "deb")
 
 
+BLOCK = ["vbd", ["uname", "file:/d"], ["dev", "xvdb"], ["mode", "w"]]
 COUNT = ("domain.getRestartCount", "deb")
 
 
@@ -205,6 +210,21 @@ COUNT = ("domain.getRestartCount", "deb")
         ("start man", [("domain.start", "man", False)]),
         ("start -p man", [("domain.start", "man", True)]),
         ("dmesg -c", [("node.dmesg.clear",)]),
+        ("block-attach deb file:/d xvdb w", [("domain.device_create", "deb", BLOCK)]),
+        ("block-attach deb file:/d xvdb w 0", [("domain.device_create", "deb", [*BLOCK, ["backend", "0"]])]),
+        ("vbd-create deb tap:qcow2:/d hdc:cdrom r",
+         [("domain.device_create", "deb",
+           ["tap", ["uname", "tap:qcow2:/d"], ["dev", "hdc:cdrom"], ["mode", "r"]])]),
+        ("block-configure deb file:/d xvdb w", [("domain.device_configure", "deb", BLOCK)]),
+        ("block-detach deb xvdb", [("domain.destroyDevice", "deb", "vbd", "xvdb", False, True)]),
+        ("block-detach -f deb 51712", [("domain.destroyDevice", "deb", "vbd", "51712", True, True)]),
+        ("block-resize deb xvdb", [("domain.device_resize", "deb", "xvdb")]),
+        ("block-list deb", [("domain.getDeviceSxprs", "deb", "vbd")]),
+        ("network-attach deb", [("domain.device_create", "deb", ["vif"])]),
+        ("network-attach deb bridge=lan mac=00:16:3e:00:00:01",
+         [("domain.device_create", "deb", ["vif", ["bridge", "lan"], ["mac", "00:16:3e:00:00:01"]])]),
+        ("network-detach deb 1 --force", [("domain.destroyDevice", "deb", "vif", "1", True, True)]),
+        ("network-list -l deb", [("domain.getDeviceSxprs", "deb", "vif")]),
         ("sched-credit -d deb -w 512", [("node.info", 0), ("domain.sched_credit_set", "deb", 512, None)]),
         ("sched-credit -d deb --cap=50", [("node.info", 0), ("domain.sched_credit_set", "deb", None, 50)]),
         ("shutdown deb", [("domain", "deb"), COUNT, ("domain.shutdown", "deb", "poweroff")]),
@@ -233,6 +253,9 @@ def test_what_is_asked(run: Run, server: FakeServer, words: str, calls: Calls) -
         ("list deb",
          "Name                                        ID   Mem VCPUs      State   Time(s)\n"
          "deb                                          3   256     0     -b----      0.0\n"),
+        ("block-list man", ""),
+        ("network-list man", ""),
+        ("block-list -l deb", "(0 ((backend /b)))\n"),
         ("list -l man", "(domain (name man) (memory 64) (vcpus 1))\n"),
         ("sched-credit -d deb",
          "Name                                ID Weight  Cap\n"
@@ -259,6 +282,19 @@ def test_what_is_printed(run: Run, words: str, out: str) -> None:
         ("start", "Expects 1 argument"),
         ("console", "'xm console' requires between 1 and 4 arguments."),
         ("create a b", "more than one configuration file: a b"),
+        ("block-attach deb file:/d xvdb", "'xm block-attach' requires between 4 and 5 arguments."),
+        ("block-attach deb /d xvdb w", "'/d' does not say what it is; write file:/d or tap:FORMAT:/d"),
+        ("block-attach deb file:/d yyy w",
+         "'yyy' is no name of a virtual disk; xvda, xvdb1, sda or hdc are"),
+        ("block-attach deb file:/d xvdb x", "'x' is no mode of a disk; r (read only), w and w! (shared) are"),
+        ("block-detach deb", "'xm block-detach' requires 2 arguments."),
+        ("block-detach deb xvdb -x", "option -x not recognized"),
+        ("block-list", "No domain parameter given"),
+        ("network-list a b", "No multiple domain parameters allowed"),
+        ("network-attach deb bridge", "Invalid argument: bridge"),
+        ("network-attach deb mac=", "Invalid argument: mac="),
+        ("network-attach deb colour=red", "Invalid vif option: colour"),
+        ("network-attach deb mac=1", "'1' is no MAC address such as 00:16:3e:12:34:56"),
     ],
 )  # fmt: skip
 def test_usage_errors(run: Run, words: str, text: str) -> None:
@@ -334,6 +370,21 @@ class TestCreate:
         assert run("create", "-pq", config) == (0, "", "")
         assert [call[0] for call in server.calls] == ["domain.create", "domain.waitForDevices"]
 
+    def test_a_xend_that_dies_meanwhile(
+        self, run: Run, server: FakeServer, config: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        answers = iter([ConnectionResetError(), FileNotFoundError(), client.ProtocolError("closed"), None])
+
+        def answer(*_: object) -> None:
+            error = next(answers)
+            if error is not None:
+                raise error
+
+        server.answers["xend.domain.waitForDevices"] = answer
+        assert run("create", "-q", config) == (0, "", "")
+        assert [call[0] for call in server.calls][1:] == ["domain.waitForDevices"] * 4 + ["domain.unpause"]
+
     def test_a_failure_after_creation_destroys_the_domain(
         self, run: Run, server: FakeServer, config: str
     ) -> None:
@@ -399,7 +450,10 @@ class TestCreate:
     def test_help_config(self, run: Run) -> None:
         status, out, _ = run("create", "--help_config")
         assert status == 0
-        assert "\n  on_crash\n" in out
+        assert "\n  on_crash=ACTION  " in out
+        described = {word.partition("=")[0] for word, _ in manual.KEYS}
+        assert described <= set(config_module.KEYS)
+        assert out.endswith("vfb vif2 vscsi vusb\n")
 
 
 class TestWhere:

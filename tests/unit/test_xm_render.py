@@ -128,3 +128,42 @@ def test_uptime_header_and_sources() -> None:
 def test_sched_credit() -> None:
     assert render.CREDIT_HEADER == "Name                                ID Weight  Cap"
     assert render.sched_credit(RUNNING, 256, 0) == "debian                               7    256    0"
+
+
+def test_block_list() -> None:
+    plain = [["backend", "/b/vbd/7/51712"], ["backend-id", "0"], ["state", "4"], ["event-channel", "9"],
+             ["ring-ref", "8"], ["virtual-device", "51712"]]  # fmt: skip
+    queues = [["backend", "/b/vbd/7/51728"], ["backend-id", "0"], ["state", "4"],
+              ["multi-queue-num-queues", "2"],
+              ["queue-0", [["event-channel", "12"], ["ring-ref0", "31"], ["ring-ref1", "32"]]],
+              ["queue-1", [["event-channel", "13"], ["ring-ref0", "33"]]]]  # fmt: skip
+    assert render.block_list([[51712, plain], [51728, queues]]) == [
+        "Vdev  BE handle state evt-ch ring-ref BE-path",
+        "51712  0    0     4      9      8     /b/vbd/7/51712                  ",
+        "51728  0    0     4      12     31    /b/vbd/7/51728                  ",
+    ]
+    assert render.block_list([]) == []
+
+
+def test_network_list() -> None:
+    pairs = [["backend", "/b/vif/7/0"], ["backend-id", "0"], ["handle", "0"], ["mac", "00:16:3e:00:00:01"],
+             ["state", "4"], ["event-channel-tx", "9"], ["event-channel-rx", "10"], ["tx-ring-ref", "768"],
+             ["rx-ring-ref", "769"]]  # fmt: skip
+    assert render.network_list([[0, pairs]]) == [
+        "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path",
+        "0   0  00:16:3e:00:00:01    0     4      10    768  /769     /b/vif/7/0                      ",
+    ]
+    assert render.network_list([]) == []
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [], "x", None, [["state"]], [["state", ["4"]]], [["state", "\u0664"]], [["state", "9" * 40]],
+        ["vbd", 5],
+        [["backend", "/\x1b[2J\n"]], [["queue-0", [["queue-0", []]]]], [[["a"], "b"]],
+    ],
+)  # fmt: skip
+def test_what_a_guest_writes_breaks_no_list(pairs: object) -> None:
+    for lines in (render.block_list([[1, pairs]]), render.network_list([[1, pairs]])):
+        assert len(lines) == 2 and lines[1].isprintable()

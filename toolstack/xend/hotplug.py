@@ -175,6 +175,16 @@ class Hotplug:
             devices = tuple(after if device is before else device for device in domain.config.devices)
             self._life.change(domain, devices=devices)
 
+    async def resize(self, key: Key, name: str) -> None:
+        """Lets a domain see the present size of a disk's image."""
+        domain = await self._life.find_own(key, "resize a disk of")
+        owner = domain.owner
+        recorded, plugged = await self._find(domain, "vbd", name)
+        if not isinstance(recorded, Vbd) or plugged is None:
+            raise XendError(f"Device {name} not connected")
+        with _in_hand(domain, recorded):
+            await self._devices.resize(owner.domid, recorded)
+
 
 @contextmanager
 def _in_hand(domain: Domain, device: Device | Plugged | None) -> Iterator[None]:

@@ -83,6 +83,7 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "int": _as_int,
     "optional int": _as_int,
     "boolean": lambda value: bool(value) if isinstance(value, int) else None,
+    "flag": lambda value: bool(value) if value is None or isinstance(value, (int, str)) else None,
     "string": lambda value: value if isinstance(value, str) else None,
     "array": lambda value: value if isinstance(value, list) else None,
     "any": lambda value: value if isinstance(value, (int, str)) else None,
@@ -92,11 +93,12 @@ _KINDS = {
     "int": "a number",
     "optional int": "a number or nil",
     "boolean": "a boolean",
+    "flag": "a boolean, or nil",
     "string": "a string",
     "array": "an s-expression as an array",
     "any": "a number or a string",
 }
-_TYPES = {"domain": "string", "optional int": "int", "any": "string"}
+_TYPES = {"domain": "string", "flag": "boolean", "optional int": "int", "any": "string"}
 
 
 @dataclass(frozen=True)
@@ -230,11 +232,18 @@ class Rpc:
                     domain,
                     Parameter("class", "string"),
                     Parameter("devid", "any"),
-                    Parameter("force", "boolean", False),
-                    Parameter("rm_cfg", "boolean", False),
+                    Parameter("force", "flag", False),
+                    Parameter("rm_cfg", "flag", False),
                 ),
                 "nil",
                 "Takes a device away; with rm_cfg it does not come back with the domain's next life.",
+            ),
+            (
+                "xend.domain.device_resize",
+                self._resize_device,
+                (domain, Parameter("devid", "any")),
+                "nil",
+                "Lets a domain see the present size of a disk's image. Not in the original.",
             ),
             (
                 "xend.domain.getDeviceSxprs",
@@ -416,6 +425,9 @@ class Rpc:
         self, key: int | str, kind: str, devid: int | str, force: bool, rm_cfg: bool
     ) -> None:
         await self._hotplug.detach(key, kind, str(devid), force, rm_cfg)
+
+    async def _resize_device(self, key: int | str, devid: int | str) -> None:
+        await self._hotplug.resize(key, str(devid))
 
     async def _block_class(self, key: int | str, devid: int | str) -> str | None:
         return await self._hotplug.block_class(key, str(devid))

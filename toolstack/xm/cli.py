@@ -11,6 +11,11 @@ import sys
 from toolstack.xm.errors import Failure, UsageError
 
 BUILT = {
+    "block-attach": "block:attach",
+    "block-configure": "block:configure",
+    "block-detach": "block:detach",
+    "block-list": "block:show",
+    "block-resize": "block:resize",
     "console": "console:attach",
     "create": "create:create",
     "debug-keys": "tuning:debug_keys",
@@ -25,6 +30,9 @@ BUILT = {
     "log": "query:log",
     "mem-max": "tuning:mem_max",
     "mem-set": "tuning:mem_set",
+    "network-attach": "network:attach",
+    "network-detach": "network:detach",
+    "network-list": "network:show",
     "new": "create:new",
     "pause": "lifecycle:pause",
     "reboot": "lifecycle:reboot",
@@ -43,8 +51,7 @@ BUILT = {
 NOT_BUILT = frozenset(
     "suspend resume reset save restore migrate dump-core top shell event-monitor serve vncviewer vcpu-set"
     " sched-credit2 sched-sedf trigger"
-    " block-attach block-configure block-detach block-list"
-    " network-attach network-detach network-list network2-attach network2-detach network2-list"
+    " network2-attach network2-detach network2-list"
     " vnet-create vnet-delete vnet-list"
     " pci-attach pci-detach pci-list pci-list-assignable-devices scsi-attach scsi-detach scsi-list"
     " usb-add usb-del usb-attach usb-detach usb-list usb-list-assignable-devices usb-hc-create usb-hc-destroy"

@@ -116,8 +116,9 @@ def _parse_sxp(text: str, path: str) -> sxp.Sxp:
 
 
 def _print_keys(session: Session) -> None:
-    session.print("Keys of a configuration file and names of vars:")
-    session.print(f"  {key}" for key in config.KEYS)
+    from toolstack.xm import manual
+
+    session.print(manual.keys(config.KEYS))
 
 
 def create(session: Session, args: list[str]) -> None:
@@ -134,9 +135,9 @@ def create(session: Session, args: list[str]) -> None:
     name, domid = str(sxp.child_value(made, "name")), int(sxp.child_value(made, "domid"))
     paused, console = request.has("p"), request.has("c")
     try:
-        session.call("xend.domain.waitForDevices", name, waiting=f"Waiting for the devices of {name}")
+        session.call_again("xend.domain.waitForDevices", name, waiting=f"Waiting for the devices of {name}")
         if not paused and not console:
-            session.call("xend.domain.unpause", name)
+            session.call_again("xend.domain.unpause", name)
     except BaseException:
         _undo(session, name)
         raise
@@ -148,7 +149,7 @@ def create(session: Session, args: list[str]) -> None:
 
 def _undo(session: Session, name: str) -> None:
     try:
-        session.call("xend.domain.destroy", name)
+        session.call_again("xend.domain.destroy", name)
     except (Fault, ProtocolError, OSError):
         pass  # the first error is the one to report
 

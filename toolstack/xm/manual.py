@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from toolstack.xm.cli import BUILT, NOT_BUILT
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class Page:
     """`options` and `examples` are (word, meaning) pairs; `text` is the description, its lines at most 76
@@ -43,7 +47,61 @@ _CREATE_OPTIONS = (
     ("--help_config", "list the keys of configuration files"),
 )
 
+_DISK = """\
+BackDev says where the image is: phy:DEVICE, file:/path for a plain file,
+tap:FORMAT:/path for an image file (aio, qcow2, vmdk, vdi, vhd and others),
+nbd:HOST:PORT, iscsi://..., rbd:...; FrontDev is what the guest calls it, such
+as xvdb, with :cdrom behind it for a drive whose medium can change. Mode is r,
+w, or w! for an image that another guest writes as well."""
+_VIF = """\
+Without any word the interface gets a MAC address of its own and belongs to
+the network xenbr0. A network may be followed by .TAG for a VLAN, or by
+:TAG:TAG for a trunk of them; see umxen network. Scripts are not run."""
+
 PAGES: dict[str, Page] = {
+    "block-attach": Page(
+        "<Domain> <BackDev> <FrontDev> <Mode> [BackDomain]",
+        "Give a domain another virtual disk.",
+        _DISK,
+        examples=(
+            ("xm block-attach deb file:/d.img xvdb w", "a second disk for deb"),
+            ("xm block-attach deb tap:qcow2:/d.qcow2 xvdc r", "a third one, read only"),
+        ),
+    ),
+    "block-configure": Page(
+        "<Domain> <BackDev> <FrontDev> <Mode> [BackDomain]",
+        "Change the medium of a virtual CD-ROM drive.",
+        """\
+The words are those of block-attach and name a drive that is attached. Without
+a BackDev ('') the drive is empty then. Nothing else of a disk can change.""",
+        examples=(
+            ("xm block-configure deb file:/2.iso xvdd:cdrom r", "put another disc in"),
+            ("xm block-configure deb '' xvdd:cdrom r", "take the disc out"),
+        ),
+    ),
+    "block-detach": Page(
+        "<Domain> <DevId> [-f|--force]",
+        "Take a virtual disk away from a domain.",
+        """\
+DevId is the disk's name or number. The domain is asked to let go of it; one
+that does not in ten seconds makes this fail, and loses the disk when it lets
+go of it. By force it loses the disk at once, with what it has not written.""",
+        (("-f, --force", "whether the domain lets go of it or not"),),
+        (("xm block-detach deb xvdb", "deb has no xvdb any more"),),
+    ),
+    "block-list": Page(
+        "<Domain> [-l|--long]",
+        "List the virtual disks of a domain.",
+        "The state is 4 when a disk is connected. A domain without disks has no list.",
+        (("-l, --long", "all entries of the domain's half, as s-expressions"),),
+        (("xm block-list deb", "the disks of deb"),),
+    ),
+    "block-resize": Page(
+        "<Domain> <DevId>",
+        "Let a domain see the new size of an image.",
+        "Not in the original xm. Enlarge the image first; the domain need not stop.",
+        examples=(("xm block-resize deb xvdb", "after truncate -s 8G d.img, for example"),),
+    ),
     "console": Page(
         "[-q] <Domain>",
         "Attach to the console of a domain.",
@@ -161,6 +219,29 @@ In MiB, or with a suffix k, m or g. The domain gives up or takes memory by its
 balloon driver, in its own time, up to the maxmem of its configuration.""",
         examples=(("xm mem-set deb 192", "192 MiB"),),
     ),
+    "network-attach": Page(
+        "<Domain> [mac=<MAC>] [bridge=<Network>] [rate=<Rate>] [ip=<IP>] [vifname=<Name>]",
+        "Give a domain another virtual network interface.",
+        _VIF,
+        examples=(
+            ("xm network-attach deb", "another interface for deb"),
+            ("xm network-attach deb bridge=lan rate=10Mb/s", "one on the network lan, slowed down"),
+        ),
+    ),
+    "network-detach": Page(
+        "<Domain> <DevId> [-f|--force]",
+        "Take a virtual network interface away from a domain.",
+        "DevId is the interface's number or its MAC address. As for block-detach.",
+        (("-f, --force", "whether the domain lets go of it or not"),),
+        (("xm network-detach deb 1", "deb has no second interface any more"),),
+    ),
+    "network-list": Page(
+        "<Domain> [-l|--long]",
+        "List the virtual network interfaces of a domain.",
+        "The state is 4 when an interface is connected. A domain without any has no list.",
+        (("-l, --long", "all entries of the domain's half, as s-expressions"),),
+        (("xm network-list deb", "the interfaces of deb"),),
+    ),
     "new": Page(
         "<ConfigFile> [options] [vars]",
         "Add a domain to those xend manages, without starting it.",
@@ -257,6 +338,54 @@ its CPU time and the CPUs it may run on.""",
     ),
 }
 
+KEYS: tuple[tuple[str, str], ...] = (
+    ("name=NAME", "the domain's name; without it, the name of the file"),
+    ("uuid=UUID", "its UUID; without it, a random one"),
+    ("description=TEXT", "any text"),
+    ("builder=linux|generic", "how it starts; both mean a PV kernel"),
+    ("type=pv", "what kind of guest; xl's word for builder"),
+    ("kernel=FILE", "the kernel"),
+    ("ramdisk=FILE", "the initial ramdisk"),
+    ("loader=FILE", "for HVM domains; kept"),
+    ("root=DEVICE", "adds root=DEVICE to the kernel's command line"),
+    ("extra=TEXT", "the rest of the kernel's command line"),
+    ("ip=IP", "adds ip=... to the command line, with the six keys below"),
+    ("gateway=IP", "for ip="),
+    ("netmask=MASK", "for ip="),
+    ("hostname=NAME", "for ip="),
+    ("interface=NAME", "for ip=; eth0 if not given"),
+    ("dhcp=off|dhcp", "for ip=; off if not given"),
+    ("nfs_server=IP", "for ip= and nfs_root"),
+    ("nfs_root=PATH", "adds nfsroot=... to the command line"),
+    ("memory=MIB", "memory at the start; 128 if not given"),
+    ("maxmem=MIB", "the most it may grow to; as memory if not given"),
+    ("shadow_memory=MIB", "for HVM domains; kept"),
+    ("vcpus=N", "virtual CPUs; 1 if not given"),
+    ("maxvcpus=N", "how many there are, of which vcpus are used"),
+    ("vcpu_avail=BITS", "which of them are used, a bit each"),
+    ("cpu=N", "the CPU of the first virtual one"),
+    ("cpus=CPUS", "CPUs for all, such as 0-3,^2, or a list with one for each"),
+    ("cpu_weight=N", "share of the CPU time when it is short; 256 if not given"),
+    ("cpu_cap=PERCENT", "the most of one CPU; 0 for no limit"),
+    ("pool=NAME", "CPU pool; only Pool-0 yet"),
+    ("disk=UNAME,VDEV,MODE", "a virtual disk: file:/d.img,xvda,w; see xm help block-attach"),
+    ("vif=KEY=VALUE,...", "a network interface: bridge=xenbr0,mac=...; see xm help network-attach"),
+    ("nics=N", "at least so many network interfaces"),
+    ("on_poweroff=ACTION", "destroy, restart, preserve or rename-restart; destroy if not given"),
+    ("on_reboot=ACTION", "the same; restart if not given"),
+    ("on_crash=ACTION", "also coredump-destroy and coredump-restart; restart if not given"),
+    ("restart=WHEN", "onreboot, always or never: an old word for the three above"),
+    ("on_xend_start=ACTION", "ignore or start"),
+    ("on_xend_stop=ACTION", "ignore or shutdown"),
+    ("features=TEXT", "features of the PV kernel; kept"),
+    ("localtime=0|1", "kept"),
+    ("rtc_timeoffset=SECONDS", "kept"),
+    ("nomigrate=0|1", "kept"),
+    ("s3_integrity=0|1", "kept"),
+    ("oos=0|1", "kept"),
+)
+"""What `xm create --help_config` says of the keys of a configuration file."""
+
 _LATER: dict[str, str] = {
     "suspend": "Suspend a managed domain to disk.",
     "resume": "Resume a managed domain from disk.",
@@ -278,8 +407,6 @@ _LATER: dict[str, str] = {
 }
 
 _FAMILIES = (
-    ("block-", "Virtual disks."),
-    ("network-", "Virtual network interfaces."),
     ("network2-", "Virtual network interfaces of version 2."),
     ("vnet-", "Virtual networks."),
     ("pci-", "PCI pass-through."),
@@ -328,6 +455,20 @@ def page(command: str) -> str:
 
 def _pairs(pairs: tuple[tuple[str, str], ...]) -> str:
     return "\n".join(f"  {word:<31} {meaning}" for word, meaning in pairs)
+
+
+def keys(known: Iterable[str]) -> str:
+    """All keys of configuration files: those with a meaning, then the rest of `known`."""
+    described = {word.partition("=")[0] for word, _ in KEYS}
+    rest = " ".join(sorted(set(known) - described))
+    text = f"Keys of a configuration file, and names of vars:\n\n{_pairs(KEYS)}"
+    return f"{text}\n\nNot built yet, and refused unless they ask for nothing:\n  {_wrapped(rest)}"
+
+
+def _wrapped(text: str) -> str:
+    from textwrap import wrap
+
+    return "\n  ".join(wrap(text, 90))
 
 
 def _table(commands: list[str]) -> str:

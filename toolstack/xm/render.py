@@ -139,3 +139,57 @@ CREDIT_HEADER = f"{'Name':33} {'ID':>4} {'Weight':>6} {'Cap':>4}"
 def sched_credit(domain: Sxp, weight: int, cap: int) -> str:
     """A row of `xm sched-credit`."""
     return f"{_name(domain):32} {_domid(domain):>5} {weight:6} {cap:4}"
+
+
+class _Facts:
+    """The entries of a frontend, which its guest may have written: any text, or none."""
+
+    def __init__(self, pairs: Any) -> None:
+        self.found: dict[str, Any] = {}
+        for pair in pairs if isinstance(pairs, list) else []:
+            if isinstance(pair, list) and len(pair) == 2:
+                self._add(str(pair[0]), pair[1])
+
+    def _add(self, name: str, value: Any) -> None:
+        """Of several queues, and of several pages of a ring, the first stands for all."""
+        if name == "queue-0" and isinstance(value, list):
+            for inner, text in _Facts(value).found.items():
+                self.found.setdefault(inner, text)
+        else:
+            self.found[name.removesuffix("0") if name.endswith("ring-ref0") else name] = value
+
+    def number(self, name: str, default: int = -1) -> int:
+        text = str(self.found.get(name, ""))
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else default
+
+    def text(self, name: str) -> str:
+        return "".join(char if char.isprintable() else "?" for char in str(self.found.get(name, "??")))
+
+
+def block_list(devices: Iterable[Any]) -> list[str]:
+    """`xm block-list`: nothing at all when there is nothing."""
+    lines = []
+    for devid, pairs in devices:
+        facts = _Facts(pairs)
+        port, ring = facts.number("event-channel"), facts.number("ring-ref")
+        lines.append(
+            f"{int(devid):<5}  {facts.number('backend-id'):<3}  {facts.number('handle', 0):<3}   "
+            f"{facts.number('state'):<3}    {port:<3}    {ring:<5} {facts.text('backend'):<30}  "
+        )
+    return ["Vdev  BE handle state evt-ch ring-ref BE-path", *lines] if lines else []
+
+
+def network_list(devices: Iterable[Any]) -> list[str]:
+    """`xm network-list`: nothing at all when there is nothing."""
+    lines = []
+    for devid, pairs in devices:
+        facts = _Facts(pairs)
+        port = facts.number("event-channel", facts.number("event-channel-rx"))
+        rings = f"{facts.number('tx-ring-ref'):<5}/{facts.number('rx-ring-ref'):<5}"
+        lines.append(
+            f"{int(devid):<3} {facts.number('backend-id'):<3}{facts.text('mac'):<17}    "
+            f"{facts.number('handle', 0):<3}   {facts.number('state'):<3}    {port:<3}   {rings}   "
+            f"{facts.text('backend'):<30}  "
+        )
+    head = "Idx BE     MAC Addr.     handle state evt-ch tx-/rx-ring-ref BE-path"
+    return [head, *lines] if lines else []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from toolstack.sxp import child_value
 from toolstack.xm import where
-from toolstack.xm.client import Server
+from toolstack.xm.client import ProtocolError, Server
 from toolstack.xm.errors import Failure
 
 TYPE_CHECKING = False
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from toolstack.sxp import Sxp
+
+
+PATIENCE = 10.0
+"""Seconds a command waits for a xend that is being started again."""
 
 
 class Session:
@@ -28,6 +33,17 @@ class Session:
 
     def call(self, method: str, *params: Any, waiting: str | None = None) -> Any:
         return self.server.call(method, *params, waiting=waiting)
+
+    def call_again(self, method: str, *params: Any, waiting: str | None = None) -> Any:
+        """A call that does no harm when it is made twice: when xend dies under it, its successor is asked."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.call(method, *params, waiting=waiting)
+            except (OSError, ProtocolError):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
     def domain(self, name: str) -> Sxp:
         """Raises: Fault 3 when there is no such domain."""

@@ -7,6 +7,7 @@ deadline.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -133,6 +134,29 @@ class DeviceController:
                 await transaction.write(f"{path}/{name}", value)
 
         await self._xenstore.transact(work)
+
+    async def resize(self, domid: int, disk: Vbd, seconds: float = HOTPLUG_SECONDS) -> None:
+        """Has the backend look at the size of an image again, and waits until it has. Raises: XendError."""
+        path = backend_path(0, *_place(domid, disk))
+        mark = secrets.token_hex(8)
+
+        async def answered() -> str | None:
+            """What the backend has against it; "" when it has done it."""
+            found = await self._xenstore.subtree(path)
+            if not found:
+                return "Device not found."
+            if found.get("resize-done") != mark:
+                return None
+            return found.get("resize-error", "")
+
+        await self._xenstore.write(f"{path}/resize-request", mark)
+        failure = await self._watch(path, answered, seconds)
+        if failure is None:
+            failure = f"{BACKENDS[disk.kind]} has not answered within {seconds:g} s"
+        if failure:
+            raise XendError(
+                f"Device {disk.devid} ({disk.kind}) could not be resized. {disk.label}: {failure}"
+            )
 
     # ---- going
 
