@@ -151,6 +151,7 @@ int domain_create(struct hv *hv, uint16_t domid, enum domain_kind kind, uint32_t
     d->id = (uint16_t)id;
     d->kind = kind;
     d->max_vcpus = max_vcpus;
+    d->policy = hv->policy;
     init_fields(d);
     int rc = build(d);
     if (rc) {

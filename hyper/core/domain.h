@@ -5,6 +5,7 @@
 #define UMXEN_DOMAIN_H
 #include "base.h"
 #include "cpu/engine.h"
+#include "cpu_policy.h"
 #include "event.h"
 #include "mm.h"
 #include "pv/pv.h"
@@ -96,6 +97,8 @@ struct domain {
     bool fifo_events;             /* which ABI; guarded by event_lock */
     struct grant_table *grants;   /* grant_table.h */
     struct engine_domain *engine; /* the engine's own: the code cache and its books */
+    struct cpu_policy policy;     /* fixed once the domain has run */
+    bool creation_finished;       /* it was unpaused; guarded by domctl_lock */
 
     int64_t time_offset_seconds;  /* settimeoffset; added to the wall clock */
     uint32_t tsc_mode, tsc_incarnation;
@@ -133,6 +136,12 @@ void vcpu_pause(struct vcpu *v);
 struct page_info *claim_guest_frame(struct vcpu *curr, uint64_t gfn);
 void release_guest_frame(struct domain *d, struct page_info *pg);
 void vcpu_unpause(struct vcpu *v);
+
+/* Instructions that the vCPU can use at the moment. */
+static inline uint64_t vcpu_features(const struct vcpu *v)
+{
+    return cpu_features_enabled(v->domain->policy.features, v->cpu->xcr0);
+}
 
 /* ---- the domain lock and the guest's running vCPUs -------------------------------------------------------------- *
  * A vCPU in translated code, and on the fast exits that touch only its own state, holds no lock and says so with

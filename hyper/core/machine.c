@@ -122,6 +122,7 @@ static int build(struct hv *hv)
     if ((rc = console_init(hv)) || (rc = trace_init(hv)) || (rc = clock_init(hv)) || (rc = timers_init(hv)) ||
         (rc = heap_init(hv)))
         return rc;
+    cpu_policy_max(&hv->policy, tsc_khz(hv));
     if ((rc = sched_init(hv)))
         return rc;
     if ((rc = doorbells_init(hv)))
@@ -155,6 +156,7 @@ int hv_create(const struct hv_config *config, hv_t **out)
     hv_printk(hv, "Command line: %s", hv->command_line);
     hv_printk(hv, "%u CPUs, %lu MiB of memory, scheduler: %s, engine: %s", config->nr_pcpus,
               (unsigned long)(config->memory_bytes >> 20), hv->scheduler->name, engine()->name);
+    hv_printk(hv, "Guests are offered %s", cpu_level(hv->policy.features));
     *out = hv;
     return 0;
 }

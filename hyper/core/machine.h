@@ -34,6 +34,7 @@ struct hv {
     _Atomic uint32_t nr_rings;    /* served by a thread */
 
     /* CPUs and time */
+    struct cpu_policy policy;     /* the most a domain can be offered */
     lock_t sched_lock;            /* taken by sched_lock(), dropped by sched_unlock(): see sched/sched.h */
     uint64_t pcpus_to_wake;       /* once sched_lock is dropped */
     pthread_cond_t vcpu_stopped;  /* with sched_lock: some vCPU left its pCPU */

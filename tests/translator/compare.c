@@ -129,7 +129,7 @@ static void decode_here(struct insn *i, const struct cpu_image *n)
         uint64_t at = n->rip - CODE_START + k;
         bytes[k] = at < CODE_PAGES * PAGE_SIZE ? *(native_page(POOL_CODE, 0) + at) : 0;
     }
-    decode(i, bytes, n->rip);
+    decode(i, bytes, n->rip, m->domain.policy.features);
 }
 
 static uint16_t undefined_flags(const struct insn *i)
@@ -139,7 +139,7 @@ static uint16_t undefined_flags(const struct insn *i)
         switch (i->opcode) {
         case 0xa3: case 0xab: case 0xb3: case 0xbb: case 0xba: return X86_OF | X86_SF | X86_PF;
         case 0xa4: case 0xa5: case 0xac: case 0xad: return X86_OF;
-        case 0xbc: case 0xbd: return X86_STATUS & ~X86_ZF;
+        case 0xbc: case 0xbd: return i->prefix_f3 ? X86_STATUS & ~(X86_ZF | X86_CF) : X86_STATUS & ~X86_ZF;
         case 0xaf: return X86_SF | X86_ZF | X86_PF;
         default: return 0;
         }

@@ -14,7 +14,7 @@ import pytest
 
 from tests.translator import runner
 from tests.translator.atoms.base import Program
-from tests.translator.decoder import Decoder
+from tests.translator.decoder import Decoder, build_library
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 SCALE = {"default": 1, "ci": 5}.get(PROFILE, 10)
@@ -40,9 +40,14 @@ def sanitized_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runner.build(tmp_path_factory.mktemp("sanitized"), "-O1", "-fsanitize=address,undefined")
 
 
+@pytest.fixture
+def decoder(decoder_library: Path) -> Decoder:
+    return Decoder(decoder_library)
+
+
 @pytest.fixture(scope="session")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return Decoder(tmp_path_factory.mktemp("decoder"))
+def decoder_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_library(tmp_path_factory.mktemp("decoder"))
 
 
 def seeds(count: int) -> Iterator[range]:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent.parent / "hyper" / "core"
+DECODER = [CORE / "cpu" / "features.c", *sorted((CORE / "cpu" / "decode").glob("*.c"))]
 MAX_BYTES = 15
 STRIDE = 16
 
 
 BYTES = """length kind map opcode operand_size memory_size access has_modrm mod reg rm fpu may_fault lock
-rip_relative address_32 segment scale""".split()
+rip_relative address_32 segment scale feature""".split()
 
 
 class Decoded(ctypes.Structure):
@@ -29,41 +30,50 @@ class Decoded(ctypes.Structure):
     ]
 
 
+def enumerators(header: str, enum: str, prefix: str) -> list[str]:
+    """Names of an enum of a header in core/cpu, in its order, without the prefix."""
+    text = (CORE / "cpu" / header).read_text()
+    body = re.search(rf"enum {enum} \{{(.*?)\}};", text, re.S)[1]  # type: ignore[index]
+    names = re.sub(r"/\*.*?\*/", "", body, flags=re.S).split(",")
+    return [name.strip().removeprefix(prefix) for name in names if name.strip()]
+
+
 def kinds() -> list[str]:
-    """Names of enum insn_kind, in its order, without INSN_."""
-    text = (CORE / "cpu" / "decode.h").read_text()
-    body = re.sub(r"/\*.*?\*/", "", re.search(r"enum insn_kind \{(.*?)\};", text, re.S)[1], flags=re.S)  # type: ignore[index]
-    return [name.strip().removeprefix("INSN_") for name in body.split(",") if name.strip()]
+    """Names of enum insn_kind."""
+    return enumerators("decode.h", "insn_kind", "INSN_")
+
+
+def feature_bits(*names: str) -> int:
+    """A set of enum cpu_feature."""
+    known = enumerators("features.h", "cpu_feature", "CPU_")
+    return sum(1 << known.index(name) for name in names)
+
+
+def build_library(folder: Path) -> Path:
+    """Compiles the decoder into `folder`."""
+    library = folder / "decoder.so"
+    command = "gcc -g -O1 -std=gnu11 -Wall -Wextra -shared -fPIC -fno-strict-aliasing".split()
+    for path in (CORE, CORE.parent / "public"):
+        command += ["-iquote", str(path)]
+    sources = [HERE / "decode_shim.c", *DECODER]
+    subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
+    return library
 
 
 class Decoder:
-    """Compiles the decoder into `folder` and calls it."""
+    """Calls the decoder. `features` may be changed: those of the host at first."""
 
-    def __init__(self, folder: Path) -> None:
-        library = folder / "decoder.so"
-        command = [
-            "gcc",
-            "-g",
-            "-O1",
-            "-std=gnu11",
-            "-Wall",
-            "-Wextra",
-            "-shared",
-            "-fPIC",
-            "-fno-strict-aliasing",
-        ]
-        for path in (CORE, CORE.parent / "public"):
-            command += ["-iquote", str(path)]
-        sources = [HERE / "decode_shim.c", *sorted((CORE / "cpu" / "decode").glob("*.c"))]
-        subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
+    def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
+        self.library.features_of_host.restype = ctypes.c_uint64
+        self.features: int = self.library.features_of_host()
         self.kinds = kinds()
 
     def decode(self, instructions: Sequence[bytes]) -> Sequence[Decoded]:
         """One record per instruction; missing bytes are zeros."""
         packed = b"".join(i[:MAX_BYTES].ljust(STRIDE, b"\0") for i in instructions)
         out = (Decoded * len(instructions))()
-        self.library.decode_many(packed, STRIDE, len(instructions), out)
+        self.library.decode_many(packed, STRIDE, len(instructions), ctypes.c_uint64(self.features), out)
         return out
 
     def kind(self, decoded: Decoded) -> str:

@@ -23,8 +23,10 @@ def random_bytes(rng: random.Random) -> bytes:
     head = [rng.choice(PREFIXES) for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))]
     if rng.random() < 0.4:
         head.append(rng.randrange(0x40, 0x50))
-    if rng.random() < 0.45:
+    if rng.random() < 0.55:
         head.append(0x0F)
+        if rng.random() < 0.4:
+            head.append(rng.choice((0x38, 0x38, 0x3A)))
     return bytes(head + [rng.randrange(256) for _ in range(15)])[:15]
 
 
@@ -34,8 +36,10 @@ def is_harmless(decoder: Decoder, d: Decoded) -> bool:
         return False
     if decoder.kind(d) == "RARE" and (d.map == 1 or d.opcode in (0xE0, 0xE1, 0xE2, 0x9D)):
         return False  # descriptors of the host; jumps; popf
-    if d.map == 1 and d.opcode in (0xBC, 0xBD):
-        return False  # with F3 they are tzcnt and lzcnt, which are not offered
+    if d.map == 1 and d.opcode == 0xC7 and d.mod == 3:
+        return False  # rdrand, rdseed
+    if d.map == 1 and d.opcode == 0xBC:
+        return False  # with F3 it is tzcnt, which is not offered
     stores_addresses = d.fpu and d.memory_size in (28, 108) and d.access & 32
     unreachable = d.base < 0 or (d.base == RSP and (d.mod == 2 or d.segment)) or (d.address_32 and d.segment)
     if d.has_modrm and d.mod != 3 and unreachable:

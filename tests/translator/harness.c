@@ -81,7 +81,7 @@ static const char *parse(int argc, char **argv)
     static const struct option longer[] = {{"runs", 1, 0, 'r'},    {"kick-us", 1, 0, 'k'}, {"disturb", 1, 0, 'd'},
                                            {"cache-kib", 1, 0, 'c'}, {"only", 1, 0, 'o'},  {"trace", 0, 0, 't'},
                                            {"seconds", 1, 0, 's'}, {"vcpus", 1, 0, 'p'}, {"pair", 0, 0, '2'},
-                                           {"verbose", 0, 0, 'v'}, {0}};
+                                           {"verbose", 0, 0, 'v'}, {"mask", 1, 0, 'm'}, {0}};
     while ((c = getopt_long(argc, argv, "", longer, NULL)) != -1)
         switch (c) {
         case 'r': options.runs = atoi(optarg); break;
@@ -93,6 +93,7 @@ static const char *parse(int argc, char **argv)
         case '2': options.pair = true, options.vcpus = 2; break;
         case 's': options.seconds = atoi(optarg); break;
         case 't': options.trace = true; break;
+        case 'm': options.masked = strtoull(optarg, NULL, 0); break;
         case 'v': options.verbose = true; break;
         default: die("unknown option");
         }
@@ -105,7 +106,7 @@ int main(int argc, char **argv)
 {
     blob_load(parse(argc, argv));
     catch_lost_faults();
-    m = machine_create(options.vcpus);
+    m = machine_create(options.vcpus, options.masked);
     v = &m->vcpu[0];
     if (engine()->pcpu_start(&m->hv))
         die("no pCPU");

@@ -45,6 +45,7 @@ enum mode { USER, KERNEL, KERNEL_HIGH };
 struct options {
     unsigned runs, kick_us, disturb_every, cache_kib, only, seconds, vcpus;
     bool trace, verbose, pair;
+    uint64_t masked;
 };
 extern struct options options;
 struct totals { _Atomic uint64_t programs, runs, events, mismatches, kicks, disturbed; };

@@ -194,7 +194,7 @@ static uint64_t make_root(struct machine *m, unsigned id)
     return root_gfn;
 }
 
-struct machine *machine_create(unsigned nr_vcpus)
+struct machine *machine_create(unsigned nr_vcpus, uint64_t masked)
 {
     struct machine *m = calloc(1, sizeof(*m));
     if (!m)
@@ -203,6 +203,7 @@ struct machine *machine_create(unsigned nr_vcpus)
     d->hv = &m->hv;
     d->kind = DOMAIN_PV;
     d->max_vcpus = nr_vcpus;
+    d->policy.features = cpu_features_closed(cpu_features_of_host() & CPU_IMPLEMENTED & ~masked);
     lock_init(&d->lock);
     create_memory(m);
     for (int w = 0; w < NR_WINDOWS; w++)

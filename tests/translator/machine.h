@@ -39,7 +39,8 @@ struct machine {
 /* Ends the process with a message when something of the test itself fails. */
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-struct machine *machine_create(unsigned nr_vcpus);
+/* `masked`: features that the guest must not have. */
+struct machine *machine_create(unsigned nr_vcpus, uint64_t masked);
 void machine_destroy(struct machine *m);
 /* The host's address of page n of a pool. */
 uint8_t *guest_page(struct machine *m, enum pool pool, unsigned n);

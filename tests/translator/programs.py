@@ -16,15 +16,15 @@ from tests.translator.atoms.base import (
     Program,
 )
 from tests.translator.atoms.control import Control
+from tests.translator.atoms.extended import Extended
 from tests.translator.atoms.faults import Faults
-from tests.translator.atoms.fpu import Fpu
 from tests.translator.atoms.integer import Integer
 from tests.translator.atoms.self_modifying import SelfModifying
 from tests.translator.atoms.stack import Stack
 from tests.translator.atoms.strings import Strings
 
 
-class Generator(Integer, Stack, Control, Strings, Fpu, Faults, SelfModifying):
+class Generator(Integer, Stack, Control, Strings, Extended, Faults, SelfModifying):
     """Makes programs of one profile."""
 
     def function(self, number: int) -> list[Atom]:
@@ -85,6 +85,10 @@ SSE_KINDS = kinds(
     """6 sse_packed 4 sse_scalar 3 sse_imm 1 sse_shift 6 sse_move 2 sse_move_registers 5 sse_gpr 1 mxcsr 3
     mmx"""
 )
+EXTENDED = kinds(
+    """4 count_bits 3 swap_bytes 3 crc 4 add_with_one_flag 1 random_number 8 later_packed 3 later_small
+    6 later_immediate 1 later_loads 4 insert_extract 2 later_mmx"""
+)
 X87_KINDS = kinds("""10 x87 1 x87_control 1 fpu_image 2 mmx""")
 FAULTS = kinds(
     """3 divide_error 2 misaligned 2 simd_exception 1 bad_mxcsr 2 x87_exception 1 undefined 2 privileged 3
@@ -107,6 +111,8 @@ PROFILES: dict[str, Kinds] = {
     "strings": [*INTEGER, *scaled(10, STRINGS), *STACK_KINDS],
     "sse": [*scaled(1, INTEGER), *scaled(5, SSE_KINDS)],
     "x87": [*scaled(1, INTEGER), *scaled(8, X87_KINDS)],
+    "extended": [*INTEGER, *STACK_KINDS, *SSE_KINDS, *scaled(5, EXTENDED)],
+    "extended-faults": [*INTEGER, *SSE_KINDS, *scaled(4, EXTENDED), *FAULTS],
     "mixed": [
         *scaled(2, INTEGER),
         *scaled(2, STACK_KINDS),
@@ -114,6 +120,7 @@ PROFILES: dict[str, Kinds] = {
         *STRINGS,
         *SSE_KINDS,
         *X87_KINDS,
+        *EXTENDED,
     ],
     "self-modifying": [*INTEGER, *STACK_KINDS, *CONTROL, *scaled(4, SELF_MODIFYING)],
     "traced": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *scaled(2, CONTROL), *STRINGS, *SSE_KINDS],

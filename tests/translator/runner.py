@@ -14,11 +14,11 @@ from typing import Any
 from elftools.elf.elffile import ELFFile
 
 from tests.translator.atoms.base import ALL_FLAGS_BUT_AF, DATA, RESUME, Program
+from tests.translator.decoder import CORE, DECODER
 
 HERE = Path(__file__).resolve().parent
-CORE = HERE.parent.parent / "hyper" / "core"
 OWN = "blob compare disturb harness lockstep machine native sides smp".split()
-SOURCES = [*(HERE / f"{name}.c" for name in OWN), *sorted((CORE / "cpu" / "decode").glob("*.c"))]
+SOURCES = [*(HERE / f"{name}.c" for name in OWN), *DECODER]
 CODE_START = 0x40000000
 
 

@@ -43,7 +43,7 @@ def memory_operand_differs(instruction: object, ours: Decoded, raw: bytes) -> bo
     confused = 0x66 in seen and (
         seen & {0xF2, 0xF3} or any(p & 0xF8 == 0x48 for p in seen)
     )  # not capstone's strength
-    bit_scan = ours.map == 1 and ours.opcode in (0xBC, 0xBD)  # with F3 or F2 it looks at tzcnt's table
+    bit_scan = ours.map == 1 and ours.opcode in (0xBC, 0xBD)  # with F2 it looks at tzcnt's table
     if instruction.mnemonic in OTHER_SIZES or confused or (bit_scan and seen & {0x66, 0xF2, 0xF3}):  # type: ignore[attr-defined]
         return False
     return not operands or operands[0].size != ours.memory_size

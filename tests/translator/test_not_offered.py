@@ -6,15 +6,32 @@ import pytest
 
 from tests.translator.atoms.base import INVALID, Program
 from tests.translator.conftest import Checker
+from tests.translator.decoder import Decoder, feature_bits
 
+# Features (of enum cpu_feature) that a domain's policy masks, and instructions that go with them.
+MASKED = {
+    "SSE3": """f3 0f 12 c1, f2 0f 12 03, f3 0f 16 c1, 66 0f 7c c1, f2 0f d0 c1, f2 0f f0 03, db 0b, dd 0b,
+        df 0b""",
+    "SSSE3": "0f 38 00 c1, 66 0f 38 00 c1, 0f 3a 0f c1 05, 66 0f 38 1c c1, 66 0f 3a 0f c1 05",
+    "SSE41": "66 0f 38 17 c1, 66 0f 38 37 c1, 66 0f 38 2a 03, 66 0f 3a 14 c8 01, 66 0f 3a 63 c1 0c",
+    "SSE42": "f2 0f 38 f1 c1, f2 0f 38 f0 03, 66 0f 38 37 c1, 66 0f 3a 63 c1 0c",
+    "POPCNT": "f3 0f b8 c1, f3 48 0f b8 c1, 66 f3 0f b8 c1, f3 0f b8 03",
+    "CX16": "48 0f c7 0b, f0 48 0f c7 0b",
+    "LAHF": "9e, 9f",
+    "AES": "66 0f 38 dc c1, 66 0f 3a df c1 00",
+    "PCLMULQDQ": "66 0f 3a 44 c1 00",
+    "SHA": "0f 38 c8 c1, 0f 3a cc c1 00",
+    "GFNI": "66 0f 38 cf c1, 66 0f 3a ce c1 00",
+    "MOVBE": "0f 38 f0 03, 0f 38 f1 03",
+    "ADX": "66 0f 38 f6 c1, f3 0f 38 f6 c1",
+    "RDRAND": "0f c7 f0, 48 0f c7 f0",
+    "RDSEED": "0f c7 f8",
+}
+
+# Never offered.
 FAMILIES = {
-    "ssse3": "0f 38 00 c1, 66 0f 38 00 c1, 0f 3a 0f c1 05, 66 0f 38 1c c1",
-    "sse4": """66 0f 38 17 c1, 66 0f 3a 0f c1 05, 66 0f 3a 63 c1 0c, f2 0f 38 f1 c1, 66 0f 38 37 c1,
-        66 0f 38 2a 00""",
-    "popcnt": "f3 0f b8 c1, f3 48 0f b8 c1, 66 f3 0f b8 c1, f3 0f b8 03",
-    "aes, pclmul, sha": "66 0f 38 dc c1, 66 0f 3a 44 c1 00, 0f 38 c8 c1",
-    "movbe, adx": "0f 38 f0 03, 0f 38 f1 03, 66 0f 38 f6 c1, f3 0f 38 f6 c1",
-    "rdrand, rdseed, rdpid": "0f c7 f0, 48 0f c7 f0, 0f c7 f8, f3 0f c7 f8",
+    "without its prefix": "0f b8 c1, 66 0f b8 c1, 0f 38 f6 c1, f3 0f 38 00 c1, 0f 38 17 c1, f3 0f 38 f0 03",
+    "rdpid, user interrupts": "f3 0f c7 f8, f3 0f c7 f0",
     "fsgsbase": "f3 0f ae c0, f3 48 0f ae c8, f3 48 0f ae d0, f3 48 0f ae d8",
     "xsave": "0f ae 20, 48 0f ae 20, 0f ae 28, 0f ae 30, 0f c7 20, 0f c7 18, 0f c7 28",
     "vex": "c5 f8 77, c5 f8 28 c1, c5 fc 58 c1, c4 e2 79 00 c1, c4 e2 f8 f2 c1, c4 c1 7a 6f 03, c5 f0 41 c2",
@@ -33,10 +50,30 @@ FAMILIES = {
 }
 
 
+
+def invalid(text: str) -> list[Program]:
+    programs: list[Program] = []
+    for instruction in text.split(","):
+        data = ", ".join(f"0x{byte}" for byte in instruction.split())
+        programs.append(Program(len(programs), [[f".byte {data}", "nop", "nop"]], flags=INVALID))
+    return programs
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_invalid(checker: Checker, family: str) -> None:
-    programs = []
-    for text in FAMILIES[family].split(","):
-        data = ", ".join(f"0x{byte}" for byte in text.split())
-        programs.append(Program(len(programs), [[f".byte {data}", "nop", "nop"]], flags=INVALID))
-    checker.check(programs)
+    checker.check(invalid(FAMILIES[family]))
+
+
+@pytest.mark.parametrize("feature", MASKED)
+def test_masked(checker: Checker, feature: str) -> None:
+    """Without a feature its instructions, and those of features that need it, are gone."""
+    checker.check(invalid(MASKED[feature]), "--mask", hex(feature_bits(feature)))
+
+
+def test_bit_scans_without_their_features(decoder: Decoder) -> None:
+    """rep bsf and rep bsr read their destination, tzcnt and lzcnt don't."""
+    reads_reg, scans = 2, [bytes.fromhex("f30fbcc1"), bytes.fromhex("f30fbdc1")]
+    decoder.features = feature_bits("BASE")
+    assert all(d.access & reads_reg for d in decoder.decode(scans))
+    decoder.features = feature_bits("BASE", "BMI1", "LZCNT")
+    assert not any(d.access & reads_reg for d in decoder.decode(scans))

@@ -7,7 +7,7 @@ import pytest
 from tests.translator.conftest import Checker
 from tests.translator.programs import generate
 
-PROFILES = ["integer", "control", "strings", "sse", "x87", "mixed", "self-modifying", "rewriting"]
+PROFILES = ["integer", "control", "strings", "sse", "x87", "extended", "mixed", "self-modifying", "rewriting"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -15,7 +15,7 @@ def test_programs(checker: Checker, profile: str) -> None:
     checker(lambda seed: generate(profile, seed), 300)
 
 
-@pytest.mark.parametrize("profile", ["faults", "straight-faults"])
+@pytest.mark.parametrize("profile", ["faults", "straight-faults", "extended-faults"])
 def test_faults_are_precise(checker: Checker, profile: str) -> None:
     """Same instruction, registers, memory, error code, address; with the page repaired, the same end."""
     checker(lambda seed: generate(profile, seed), 250)

@@ -44,6 +44,7 @@ struct insn {
     uint16_t flags_kill;
     uint16_t flags_touch;
     uint8_t length, kind, map, opcode; /* map: 0 one byte, 1 0f, 2 0f38, 3 0f3a */
+    uint8_t feature;                   /* enum cpu_feature that it belongs to */
     uint8_t operand_size;              /* 1, 2, 4, 8 */
     uint8_t memory_size;               /* bytes the ModRM memory operand touches */
     uint8_t imm_bytes;
@@ -58,9 +59,9 @@ struct insn {
     int8_t base, index;                /* -1: none */
 };
 
-/* Decodes the instruction at `bytes` (DECODE_BYTES readable) as if it lay at pc. Always sets length to 1..15;
- * longer or unknown ones are INSN_INVALID. */
-void decode(struct insn *insn, const uint8_t *bytes, uint64_t pc);
+/* Decodes the instruction at `bytes` (DECODE_BYTES readable) as if it lay at pc, of a CPU with `features` (cpu/features.h).
+ * Always sets length to 1..15; longer or unknown ones, and those of other features, are INSN_INVALID. */
+void decode(struct insn *insn, const uint8_t *bytes, uint64_t pc, uint64_t features);
 
 static inline bool insn_is_memory(const struct insn *i) { return i->has_modrm && i->mod != 3; }
 /* True when no instruction after it belongs to the same block. */

@@ -43,6 +43,7 @@ struct cpu_state {
     uint64_t user_mode;   /* 0: guest kernel, 1: guest user. Changed only by pv/entry.c through engine->set_mode */
     uint64_t fault_vaddr; /* of EXIT_PAGE_FAULT */
     uint64_t fault_error; /* its error code: P, W, U, I; or one of FAULT_* */
+    uint64_t xcr0;
     uint16_t sreg[NR_SREGS];
 };
 

@@ -188,14 +188,13 @@ enum {
 };
 #define EFER_VALUE 0xd01ull                 /* SCE LME LMA NXE */
 #define PAT_VALUE 0x0000050100070406ull     /* Xen's */
-#define NOT_AFFECTED 0x131ull               /* RDCL_NO SKIP_VMENTRY MDS_NO TAA_NO: no speculation across our guests' modes to mitigate */
 
 static bool read_msr(struct emulation *m)
 {
     uint64_t value;
     switch ((uint32_t)m->c->regs[RCX]) {
     case MSR_TSC: value = __builtin_ia32_rdtsc(); break;
-    case MSR_ARCH_CAPABILITIES: value = NOT_AFFECTED; break;
+    case MSR_ARCH_CAPABILITIES: value = CPU_ARCH_CAPABILITIES; break;
     case MSR_MISC_ENABLE: value = 1; break;
     case MSR_PAT: value = PAT_VALUE; break;
     case MSR_EFER: value = EFER_VALUE; break;
@@ -423,7 +422,7 @@ static bool decode_at_rip(struct emulation *m)
 {
     uint8_t bytes[DECODE_BYTES] = {0};
     unsigned got = engine()->fetch(m->v, m->c->rip, bytes);
-    decode(&m->insn, bytes, m->c->rip);
+    decode(&m->insn, bytes, m->c->rip, vcpu_features(m->v));
     m->next = m->c->rip + m->insn.length;
     return got >= m->insn.length;
 }
@@ -446,7 +445,7 @@ void pv_invalid_opcode(struct vcpu *v)
     uint8_t bytes[DECODE_BYTES] = {0};
     struct insn i;
     unsigned got = engine()->fetch(v, v->cpu->rip, bytes);
-    decode(&i, bytes, v->cpu->rip);
+    decode(&i, bytes, v->cpu->rip, vcpu_features(v));
     if (i.kind != INSN_INVALID)
         return;
     if (got >= 7 && !memcmp(bytes, forced_emulation, 5) && bytes[5] == 0x0f && bytes[6] == 0xa2) {

@@ -69,7 +69,7 @@ static uint16_t look_ahead(struct translator *t, uint64_t pc, unsigned depth)
         if (page_of(pc) != t->page_vaddr || (pc & ~PAGE_MASK) > PAGE_SIZE - DECODE_BYTES)
             return live | (X86_STATUS & ~dead);
         struct insn i;
-        decode(&i, t->page + (pc & ~PAGE_MASK), pc);
+        decode(&i, t->page + (pc & ~PAGE_MASK), pc, t->features);
         live |= i.flags_read & ~dead;
         dead |= i.flags_kill;
         if ((live | dead) == X86_STATUS)

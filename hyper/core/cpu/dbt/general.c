@@ -29,6 +29,8 @@ static void emit_insn(struct translator *t, const struct insn *i, unsigned r, en
         emit1(e, 0x40 | rex);
     if (i->map)
         emit1(e, 0x0f);
+    if (i->map > 1)
+        emit1(e, i->map == 2 ? 0x38 : 0x3a);
     emit1(e, i->opcode);
     switch (form) {
     case RM_REGISTER: emit1(e, 0xc0 | (r & 7) << 3 | (m & 7)); break;
@@ -158,7 +160,8 @@ static bool translate_in_place(struct translator *t, const struct insn *i)
     if (!rm_spilled || reg_spilled || i->memory_size > i->operand_size)
         return false;
     bool reads_only = !(i->access & RM_WRITE) && (i->access & RM_READ);
-    bool overwrites = (i->access & RM_WRITE) && !(i->access & RM_READ) && i->operand_size == 8;
+    bool register_only = i->map == 1 && i->opcode == 0xc7; /* rdrand, rdseed */
+    bool overwrites = (i->access & RM_WRITE) && !(i->access & RM_READ) && i->memory_size == 8 && !register_only;
     if (!reads_only && !overwrites)
         return false;
     note_fault_point(t, i);

@@ -176,7 +176,7 @@ int interpret_rare(struct engine_vcpu *e)
     uint8_t bytes[DECODE_BYTES] = {0};
     struct insn i;
     unsigned got = engine()->fetch(e->vcpu, e->cpu.rip, bytes);
-    decode(&i, bytes, e->cpu.rip);
+    decode(&i, bytes, e->cpu.rip, vcpu_features(e->vcpu));
     if (got < i.length || (i.kind != INSN_RARE && i.kind != INSN_POPF && i.kind != INSN_PUSHF))
         return DBT_LINK; /* another vCPU has rewritten it since: run what is there now */
     uint64_t next = e->cpu.rip + i.length;

@@ -113,7 +113,7 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
         uint8_t bytes[DECODE_BYTES] = {0};
         unsigned offset = q & ~PAGE_MASK, here = PAGE_SIZE - offset;
         memcpy(bytes, t->page + offset, here < INSN_MAX_BYTES ? here : INSN_MAX_BYTES);
-        decode(&insns[n], bytes, q);
+        decode(&insns[n], bytes, q, t->features);
         if (insns[n].length > here) { /* straddles: only as the last; alone where that may be another page tomorrow */
             if (n && !in_kernel_image(t))
                 break;
@@ -122,7 +122,7 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
                 break;
             code_frame_register(t->e, next);
             memcpy(bytes + here, frame_host(hv, next), INSN_MAX_BYTES - here);
-            decode(&insns[n], bytes, q);
+            decode(&insns[n], bytes, q, t->features);
             if (insns[n].length > here)
                 t->b->mfn2 = next;
         }
@@ -192,7 +192,8 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
 {
     struct engine_domain *ed = e->vcpu->domain->engine;
     struct insn insns[MAX_INSNS];
-    struct translator t = {.e = e, .ed = ed, .user = mode & MODE_USER, .single = mode & MODE_SINGLE};
+    struct translator t = {.e = e, .ed = ed, .user = mode & MODE_USER, .single = mode & MODE_SINGLE,
+                           .features = vcpu_features(e->vcpu)};
     t.b = block_alloc(e, pc, mode);
     t.m.p = ed->hot;
     unsigned n = read_block(&t, insns, pc);

@@ -30,6 +30,7 @@ struct translator {
     struct block *b;
     unsigned user; /* 0 or 1: which TLB and jump cache */
     bool single;
+    uint64_t features; /* that the guest may use */
     enum flags_at flags;
     struct slow_stub slow[MAX_SLOW];
     unsigned nr_slow;

@@ -1,5 +1,5 @@
 /*
- * Decoding in four steps: prefixes, opcode table (tables.c, sse.c), ModRM with its addressing form, immediate; then the cases
+ * Decoding in four steps: prefixes, opcode table (tables.c, sse.c, maps.c), ModRM with its addressing form, immediate; then the cases
  * that depend on ModRM.reg or on shift counts (groups.c).
  */
 #include "cpu/decode/parts.h"
@@ -133,8 +133,8 @@ static void finish(struct insn *i, const struct opcode *o)
     if (!i->memory_size && i->kind != INSN_FXSAVE && i->kind != INSN_FXRSTOR)
         i->memory_size = o->memory ? o->memory : i->operand_size;
     i->reg_is_byte = i->operand_size == 1 && (i->access & REG_GPR);
-    i->rm_is_byte = (i->operand_size == 1 || (i->map == 1 && (i->opcode == 0xb6 || i->opcode == 0xbe))) &&
-                    (i->access & RM_GPR);
+    i->rm_is_byte = (i->operand_size == 1 || (i->map == 1 && (i->opcode == 0xb6 || i->opcode == 0xbe)) ||
+                     (i->map == 2 && i->opcode == 0xf0)) && (i->access & RM_GPR);
     if (i->prefix_lock && !(o->lockable && insn_is_memory(i) && (i->access & RM_WRITE)))
         i->kind = INSN_INVALID;
     if (i->kind == INSN_JCC || i->kind == INSN_JMP || i->kind == INSN_CALL || i->kind == INSN_JRCXZ)
@@ -159,9 +159,16 @@ static void finish(struct insn *i, const struct opcode *o)
         i->fpu = i->may_fault = true;
 }
 
-void decode(struct insn *i, const uint8_t *bytes, uint64_t pc)
+static const struct sse_opcode *find_sse(unsigned map, uint8_t opcode)
 {
-    static const struct opcode sse_defaults = {.kind = INSN_GENERAL};
+    static const struct sse_opcode *const table[4] = {NULL, sse, sse_0f38, sse_0f3a};
+    return map && is_sse(&table[map][opcode]) ? &table[map][opcode] : NULL;
+}
+
+void decode(struct insn *i, const uint8_t *bytes, uint64_t pc, uint64_t features)
+{
+    static const struct opcode sse_defaults = {.kind = INSN_GENERAL}, integer_0f38 = {.kind = INSN_GENERAL, .modrm = true},
+                               unknown = {.kind = INSN_INVALID};
     memset(i, 0, sizeof(*i));
     i->pc = pc;
     i->base = i->index = -1;
@@ -174,14 +181,13 @@ void decode(struct insn *i, const uint8_t *bytes, uint64_t pc)
     } else {
         op = *p++;
         i->map = op == 0x38 ? 2 : op == 0x3a ? 3 : 1;
-        o = &two_byte[op];
-        if (i->map == 1 && is_sse(&sse[op])) {
-            s = &sse[op];
-            o = &sse_defaults;
-        }
+        if (i->map > 1)
+            op = *p++;
+        s = find_sse(i->map, op);
+        o = s ? &sse_defaults : i->map == 1 ? &two_byte[op] : i->map == 2 && is_integer_0f38(op) ? &integer_0f38 : &unknown;
     }
     i->opcode = op;
-    i->kind = i->map > 1 ? INSN_INVALID : o->kind;
+    i->kind = o->kind;
     i->access = o->access;
     bool wide = i->rex & 8;
     i->operand_size = o->size == SIZE_B ? 1 : o->size == SIZE_64 || wide ? 8 : i->prefix_66 ? 2 : 4;
@@ -196,13 +202,19 @@ void decode(struct insn *i, const uint8_t *bytes, uint64_t pc)
     if (s)
         sse_operands(i, s);
     else if (i->has_modrm && i->kind != INSN_INVALID) {
-        if (i->map)
-            decode_two_byte_group(i);
+        if (i->map == 2)
+            decode_integer_0f38(i);
+        else if (i->map)
+            decode_two_byte_group(i, features);
         else
             decode_one_byte_group(i);
     }
     i->length = p - bytes;
     finish(i, o);
+    if (i->map == 0 && (op & 0xfe) == 0x9e)
+        i->feature = CPU_LAHF;
+    if (!(features >> i->feature & 1))
+        i->kind = INSN_INVALID;
     if (p - bytes > INSN_MAX_BYTES) {
         i->kind = INSN_INVALID;
         i->length = INSN_MAX_BYTES;

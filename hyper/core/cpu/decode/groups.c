@@ -16,6 +16,8 @@ static void group_x87(struct insn *i)
     unsigned row = i->opcode - 0xd8, r = i->reg & 7;
     i->fpu = i->may_fault = true;
     i->operand_size = 4;
+    if (i->mod != 3 && r == 1 && (row & 1) && row != 1)
+        i->feature = CPU_SSE3; /* fisttp */
     if (i->mod != 3) {
         i->memory_size = x87_bytes[row][r];
         i->access = (x87_stores[row] >> r) & 1 ? RM_WRITE : RM_READ;
@@ -123,8 +125,22 @@ static void group_15(struct insn *i) /* fxsave fxrstor ldmxcsr stmxcsr xsave lfe
         i->kind = r == 7 ? INSN_NOP : INSN_INVALID;
 }
 
-static void group_9(struct insn *i) /* cmpxchg8b, cmpxchg16b */
+static void random_number(struct insn *i) /* rdrand, rdseed */
 {
+    i->feature = (i->reg & 7) == 6 ? CPU_RDRAND : CPU_RDSEED;
+    i->access = RM_GPR | RM_WRITE;
+    set_flags(i, ALL, ALL, 0);
+    if (i->prefix_f3 || i->prefix_f2)
+        i->kind = INSN_INVALID;
+}
+
+static void group_9(struct insn *i) /* cmpxchg8b cmpxchg16b rdrand rdseed */
+{
+    if (i->mod == 3 && (i->reg & 7) >= 6) {
+        random_number(i);
+        return;
+    }
+    i->feature = i->rex & 8 ? CPU_CX16 : CPU_BASE;
     if ((i->reg & 7) != 1 || i->mod == 3)
         i->kind = INSN_INVALID;
     i->memory_size = i->rex & 8 ? 16 : 8;
@@ -174,7 +190,23 @@ void decode_one_byte_group(struct insn *i)
     }
 }
 
-void decode_two_byte_group(struct insn *i)
+/* bsf, bsr; with F3 tzcnt and lzcnt where they are offered, otherwise F3 has no meaning (the host would think otherwise). */
+static void group_bit_scan(struct insn *i, uint64_t features)
+{
+    if (features >> (i->opcode == 0xbc ? CPU_BMI1 : CPU_LZCNT) & 1)
+        i->access &= i->prefix_f3 ? ~REG_READ : ~0;
+    else
+        i->prefix_f3 = false;
+}
+
+static void group_popcnt(struct insn *i)
+{
+    i->feature = CPU_POPCNT;
+    if (!i->prefix_f3)
+        i->kind = INSN_INVALID;
+}
+
+void decode_two_byte_group(struct insn *i, uint64_t features)
 {
     switch (i->opcode) {
     case 0xa4: case 0xac: /* shld, shrd imm8 */
@@ -186,7 +218,8 @@ void decode_two_byte_group(struct insn *i)
     case 0xa5: case 0xad: i->flags_read = ALL; break;
     case 0xae: group_15(i); break;
     case 0xba: group_8(i); break;
-    case 0xbc: case 0xbd: i->prefix_f3 = false; break; /* tzcnt, lzcnt are not offered: run as bsf, bsr */
+    case 0xb8: group_popcnt(i); break;
+    case 0xbc: case 0xbd: group_bit_scan(i, features); break;
     case 0xc3:
         if (i->mod == 3 || i->prefix_66 || i->prefix_f3 || i->prefix_f2)
             i->kind = INSN_INVALID;

@@ -5,6 +5,7 @@
 #define UMXEN_DECODE_PARTS_H
 #include "cpu/decode.h"
 #include "cpu/engine.h"
+#include "cpu/features.h"
 
 enum size_rule { SIZE_V, SIZE_B, SIZE_64 }; /* by prefix; 8 bit; 64 bit in long mode whatever the prefix */
 enum imm_rule { IMM_NONE, IMM_8, IMM_16, IMM_Z, IMM_V, IMM_32, IMM_MOFFS, IMM_ENTER };
@@ -20,17 +21,26 @@ struct opcode {
 
 extern const struct opcode one_byte[256], two_byte[256];
 
-/* SSE, SSE2, SSE3 and MMX: bytes of memory operand by mandatory prefix; R: register form only, M: memory form only. */
-enum { SSE_LOAD = 0, SSE_STORE = 1, SSE_IMM8 = 2, SSE_FLAGS = 4, SSE_REG_ONLY = 8, SSE_MEM_ONLY = 16, SSE_GROUP = 32 };
-struct sse_opcode { uint8_t none, p66, f3, f2, how; };
-extern const struct sse_opcode sse[256];
+/* SSE and MMX: bytes of memory operand by mandatory prefix. */
+enum {
+    SSE_LOAD = 0, SSE_STORE = 1, SSE_IMM8 = 2, SSE_FLAGS = 4, SSE_REG_ONLY = 8, SSE_MEM_ONLY = 16, SSE_GROUP = 32,
+    SSE_RM_GPR = 64,      /* rm, if a register, is a general one */
+    SSE_WIDE = 128,       /* with REX.W its 8 bytes count */
+    SSE_REP_FEATURE = 256 /* the feature is that of the forms with F3 and F2; the others are as old as SSE */
+};
+struct sse_opcode { uint8_t none, p66, f3, f2; uint16_t how; uint8_t feature; };
+extern const struct sse_opcode sse[256], sse_0f38[256], sse_0f3a[256];
 static inline bool is_sse(const struct sse_opcode *o) { return o->none || o->p66 || o->f3 || o->f2; }
 /* Operands of an SSE opcode; the ModRM byte is decoded already. */
 void sse_operands(struct insn *i, const struct sse_opcode *o);
 
 /* Opcodes whose meaning depends on ModRM.reg or on their immediate. */
 void decode_one_byte_group(struct insn *i);
-void decode_two_byte_group(struct insn *i);
+void decode_two_byte_group(struct insn *i, uint64_t features);
+
+/* Instructions of the map 0f 38 on general registers; operand_size is as the prefixes say. */
+bool is_integer_0f38(uint8_t opcode);
+void decode_integer_0f38(struct insn *i);
 
 static inline void set_flags(struct insn *i, uint16_t kill, uint16_t touch, uint16_t read)
 {

@@ -152,6 +152,7 @@ const struct opcode two_byte[256] = {
     [0xb3] = LOCKED(INSN_GENERAL, E_G_RMW, SIZE_V, IMM_NONE, F_BIT),
     [0xb6] = SIZED(INSN_GENERAL, G_E_LOAD, SIZE_V, IMM_NONE, F_NONE, 1),
     [0xb7] = SIZED(INSN_GENERAL, G_E_LOAD, SIZE_V, IMM_NONE, F_NONE, 2),
+    [0xb8] = MODRM(INSN_GENERAL, G_E_LOAD, SIZE_V, IMM_NONE, F_ALL), /* with F3: popcnt */
     [0xba] = LOCKED(INSN_GENERAL, E_RMW, SIZE_V, IMM_8, F_BIT), /* see group_8 */
     [0xbb] = LOCKED(INSN_GENERAL, E_G_RMW, SIZE_V, IMM_NONE, F_BIT),
     [0xbc ... 0xbd] = MODRM(INSN_GENERAL, G_E_RMW, SIZE_V, IMM_NONE, F_ALL), /* bsf, bsr */
