@@ -125,14 +125,14 @@ class Process:
         self.call(abi.nr.domctl, handle)
         return op
 
-    def sysctl(self, cmd: str, **fields: Any) -> Any:
-        """XEN_SYSCTL_<cmd>; its own structure afterwards."""
+    def sysctl(self, cmd: str, part: str = "", **fields: Any) -> Any:
+        """XEN_SYSCTL_<cmd>; its own structure afterwards, `part` if it has another name."""
         handle, op = self.new(
             "struct xen_sysctl",
             cmd=getattr(lib, f"XEN_SYSCTL_{cmd}"),
             interface_version=lib.XEN_SYSCTL_INTERFACE_VERSION,
         )
-        member = getattr(op.u, cmd)
+        member = getattr(op.u, part or cmd)
         for name, value in fields.items():
             setattr(member, name, value)
         self.call(abi.nr.sysctl, handle)

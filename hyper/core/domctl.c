@@ -231,6 +231,7 @@ static int64_t unpausedomain(struct call *c)
 {
     if (c->d == c->caller || !c->d->controller_pauses)
         return -XEN_EINVAL;
+    c->d->creation_finished = true;
     c->d->controller_pauses--;
     domain_unpause(c->d);
     return 0;
@@ -299,6 +300,15 @@ static int64_t getvcpucontext(struct call *c)
     free(context);
     c->copyback = !rc;
     return rc;
+}
+
+/* ---- CPU policy ------------------------------------------------------------------------------------------------- */
+
+static int64_t cpu_policy(struct call *c)
+{
+    c->copyback = true;
+    return c->op.cmd == XEN_DOMCTL_get_cpu_policy ? domctl_get_cpu_policy(c->d, &c->op.u.cpu_policy)
+                                                  : domctl_set_cpu_policy(c->d, &c->op.u.cpu_policy);
 }
 
 /* ---- scheduling ------------------------------------------------------------------------------------------------- */
@@ -521,6 +531,8 @@ static domctl_fn *const table[] = {
     [XEN_DOMCTL_getpageframeinfo3] = getpageframeinfo3,
     [XEN_DOMCTL_setnodeaffinity] = nodeaffinity,
     [XEN_DOMCTL_getnodeaffinity] = nodeaffinity,
+    [XEN_DOMCTL_get_cpu_policy] = cpu_policy,
+    [XEN_DOMCTL_set_cpu_policy] = cpu_policy,
 };
 
 /* Calls that change or look at what a killed domain has no more. */

@@ -52,6 +52,18 @@ static int64_t physinfo(struct call *c)
     return 0;
 }
 
+static int64_t cpu_policy(struct call *c)
+{
+    c->copyback = true;
+    return sysctl_cpu_policy(c->hv, &c->op.u.cpu_policy);
+}
+
+static int64_t cpu_featureset(struct call *c)
+{
+    c->copyback = true;
+    return sysctl_cpu_featureset(c->hv, &c->op.u.cpu_featureset);
+}
+
 static int64_t getcpuinfo(struct call *c)
 {
     struct xen_sysctl_getcpuinfo *op = &c->op.u.getcpuinfo;
@@ -311,6 +323,8 @@ static sysctl_fn *const table[] = {
     [XEN_SYSCTL_numainfo] = numainfo,
     [XEN_SYSCTL_cpupool_op] = cpupool_op,
     [XEN_SYSCTL_scheduler_op] = scheduler_op,
+    [XEN_SYSCTL_get_cpu_featureset] = cpu_featureset,
+    [XEN_SYSCTL_get_cpu_policy] = cpu_policy,
 };
 
 int64_t do_sysctl(struct domain *caller, uint64_t arg)
