@@ -6,6 +6,7 @@ from setuptools import setup
 EXTENSIONS = [
     "hyper",
     "hyper/guest",
+    "backends/blkback",
 ]
 
 setup(

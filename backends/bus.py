@@ -430,7 +430,7 @@ class _Task:
         try:
             await self._device(self.link)
         except Exception as error:  # this device's alone; the others go on
-            causes = _leaves(error)
+            causes = leaves(error)
             if any(isinstance(cause, HypervisorGone) for cause in causes):
                 raise
             text = "; ".join(str(cause) or repr(cause) for cause in causes)
@@ -446,9 +446,9 @@ class _Task:
         await self.link.set_state(State.CLOSED)
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
 
 

@@ -129,6 +129,7 @@ def daemons(
         Daemon("hyper", module("hyper", *given), critical=True),
         Daemon("xenstored", module("dom0.xenstored")),
         Daemon("xenconsoled", module("dom0.xenconsoled")),
+        Daemon("blkback", module("backends.blkback")),
         Daemon("xend", module("toolstack.xend")),
     )
 

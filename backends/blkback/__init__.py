@@ -1,0 +1,1 @@
+"""blkback: the backend of block devices. See README.md."""

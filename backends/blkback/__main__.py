@@ -1,0 +1,5 @@
+import sys
+
+from backends.blkback.main import main
+
+sys.exit(main())
