@@ -97,7 +97,7 @@ class FakeHypervisor:
         domain.info = replace(domain.info, shutdown=True, shutdown_reason=CODES[reason])
         self.released()
 
-    async def domain_create(self, handle: UUID, max_vcpus: int) -> DomId:
+    async def domain_create(self, handle: UUID, max_vcpus: int, *, max_evtchn_port: int = 1023) -> DomId:
         self.calls.note("domain_create")
         domid, self.next_domid = self.next_domid, self.next_domid + 1
         self.domains[domid] = FakeDomain(blank_info(domid, handle, max_vcpus - 1))

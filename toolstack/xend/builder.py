@@ -55,7 +55,9 @@ class Builder:
         record.phase, record.handle = CREATING, config.uuid
         self.store.save(record)
         with trio.CancelScope(shield=True):  # a domain whose id nobody has written down is lost
-            record.domid = await hypervisor.domain_create(config.uuid, config.vcpus)
+            record.domid = await hypervisor.domain_create(
+                config.uuid, config.vcpus, max_evtchn_port=config.max_event_channels
+            )
         domid = record.domid
         assert domid is not None
         self.store.save(record)

@@ -22,7 +22,9 @@ CRASH_ACTIONS = (*ACTIONS, "coredump-destroy", "coredump-restart")
 MAX_VCPUS = 128
 MAX_MEMORY = 1 << 24
 MAX_CPU = 4095
-_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:+")
+DEFAULT_EVENT_CHANNELS, MAX_EVENT_CHANNELS = 1023, (1 << 17) - 1
+"""The highest port of a domain; libxl's default, and what the FIFO ABI can count."""
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:+~")
 
 
 def invalid(text: str) -> XendError:
@@ -108,6 +110,7 @@ class DomainConfig:
     on_xend_stop: str = "ignore"
     description: str = ""
     features: str = ""
+    max_event_channels: int = DEFAULT_EVENT_CHANNELS
     pool_name: str = "Pool-0"
     shadow_memory: int = 0
     devices: Devices = ()
@@ -141,6 +144,9 @@ class DomainConfig:
             on_xend_stop=reader.choice("on_xend_stop", "ignore", ("ignore", "shutdown")),
             description=reader.text("description", ""),
             features=reader.text("features", ""),
+            max_event_channels=reader.number(
+                "max_event_channels", DEFAULT_EVENT_CHANNELS, 1, MAX_EVENT_CHANNELS
+            ),
             pool_name=reader.choice("pool_name", "Pool-0", ("Pool-0",)),
             shadow_memory=reader.number("shadow_memory", 0, 0, MAX_MEMORY),
             devices=reader.devices(),
@@ -152,7 +158,7 @@ class DomainConfig:
         out: list[Sxp] = ["vm", ["name", self.name], ["uuid", str(self.uuid)]]
         keys = (
             "memory maxmem shadow_memory vcpus vcpu_avail cpu_weight cpu_cap on_poweroff on_reboot on_crash"
-            " on_xend_start on_xend_stop description features pool_name"
+            " on_xend_start on_xend_stop description features max_event_channels pool_name"
         )
         out += [[key, getattr(self, key)] for key in keys.split()]
         out.append(["cpus", self.cpus_sxp()])

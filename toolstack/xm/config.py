@@ -338,8 +338,8 @@ def _name(value: Any) -> str:
     if not 0 < len(text) <= 128:
         raise _Wrong("must have 1 to 128 characters")
     for char in text:
-        if not ((char.isascii() and char.isalnum()) or char in "_-.:+"):
-            raise _Wrong("may hold letters, digits and _ - . : + only")
+        if not ((char.isascii() and char.isalnum()) or char in "_-.:+~"):
+            raise _Wrong("may hold letters, digits and _ - . : + ~ only")
     return text
 
 
@@ -417,6 +417,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "loader": _text,
     "root": _text,
     "extra": _text,
+    "cmdline": _text,
     "ip": _text,
     "gateway": _text,
     "netmask": _text,
@@ -430,6 +431,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "shadow_memory": _number(0, 1 << 24),
     "vcpus": _number(1, 128),
     "maxvcpus": _number(1, 128),
+    "max_event_channels": _number(1, (1 << 17) - 1),
     "vcpu_avail": _number(1, (1 << 128) - 1),
     "cpu": _number(-1, 4095),
     "cpus": _cpus,
@@ -536,7 +538,7 @@ def make_config(settings: Settings, *, check_files: bool = True) -> list[Sxp]:
         if value(key):
             config.append([key, value(key)])
     config += [[key, action] for key, action in _actions(settings).items()]
-    for key in ("features", "on_xend_start", "on_xend_stop", "description"):
+    for key in ("features", "max_event_channels", "on_xend_start", "on_xend_stop", "description"):
         if value(key):
             config.append([key, value(key)])
     config += _vcpus(settings)
@@ -591,13 +593,15 @@ def _image(settings: Settings, check_files: bool) -> list[Sxp]:
     if not value("kernel"):
         raise settings.error("kernel", "a PV domain needs a kernel")
     for key in ("kernel", "ramdisk", "loader"):
+        if key == "loader" and value(key) == "generic":
+            continue  # an old word of xl's for what every PV kernel is
         if value(key):
             image.append([key, _file(settings, key) if check_files else value(key)])
     if value("ip") or value("dhcp", "off") != "off":
         image.append(["ip", _kernel_ip(settings)])
     if value("root"):
         image.append(["root", value("root").removeprefix("root=")])
-    extra = value("extra", "")
+    extra = value("extra") or value("cmdline", "")
     if value("nfs_root"):
         extra = f"nfsroot={value('nfs_server')}:{value('nfs_root')} {extra}"
     if extra:
