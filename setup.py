@@ -7,6 +7,7 @@ EXTENSIONS = [
     "hyper",
     "hyper/guest",
     "backends/blkback",
+    "backends/netback",
 ]
 
 setup(

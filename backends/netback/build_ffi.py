@@ -14,8 +14,13 @@ sys.path.insert(0, str(ROOT))
 from hyper.public.headers import PUBLIC, declarations  # noqa: E402
 
 FOLDERS = ("backends/netback", "backends/vswitch")
-HEADERS = (ROOT / "backends/netback/netback.h", ROOT / "backends/netback/slirp.h")
 GUEST = ROOT / "hyper" / "guest"
+HEADERS = (
+    GUEST / "hcall.h",
+    ROOT / "backends/vswitch/vswitch.h",
+    ROOT / "backends/netback/netback.h",
+    ROOT / "backends/netback/slirp.h",
+)
 
 
 def ffi() -> cffi.FFI:
@@ -31,7 +36,8 @@ def ffi() -> cffi.FFI:
         # Not -I: our errno.h and sched.h must not stand before the system's.
         extra_compile_args=[
             "-O2", "-g", "-Wall", "-Wextra", "-std=gnu11",
-            "-iquote", str(ROOT / FOLDERS[0]), "-iquote", str(PUBLIC), "-iquote", str(GUEST),
+            "-iquote", str(ROOT / FOLDERS[0]), "-iquote", str(ROOT / FOLDERS[1]),
+            "-iquote", str(PUBLIC), "-iquote", str(GUEST),
         ],
         libraries=["dl", "pthread"],
     )  # fmt: skip

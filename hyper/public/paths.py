@@ -60,6 +60,16 @@ class HostPaths:
         return self.runtime / "xend.sock"
 
     @property
+    def netback(self) -> Path:
+        """netback's control socket: networks and captures."""
+        return self.runtime / "netback.sock"
+
+    @property
+    def networks(self) -> Path:
+        """The networks of the host, as `umxen network` made them."""
+        return self.state / "networks.json"
+
+    @property
     def console_dir(self) -> Path:
         return self.runtime / "console"
 

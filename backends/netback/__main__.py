@@ -1,0 +1,5 @@
+import sys
+
+from backends.netback.main import main
+
+sys.exit(main())
