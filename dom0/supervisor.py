@@ -2,8 +2,8 @@
 
 `python -m dom0.supervisor --host NAME` stays in the foreground; `umxen up` runs it in a session of its own.
 
-- hyper, xenstored, xenconsoled and xend start one after the other, each when the one before says that it
-  serves (one byte on its --ready-fd).
+- hyper starts first, then xenstored, then all others at once: each when what it needs says that it serves
+  (one byte on its --ready-fd).
 - A daemon that ends is started again at once; one that ended 5 times in 10 s waits 1, 2, 4 ... 30 s first.
   hyper is the exception: guests live in it, so when it ends the host is down and the rest is stopped.
 - SIGTERM stops all: SIGTERM to each, its deadline, then SIGKILL. The runtime folder is removed.
@@ -61,11 +61,12 @@ class AlreadyRunning(Exception):
 
 @dataclass(frozen=True)
 class Daemon:
-    """What to run. `critical`: its end is the end of the host."""
+    """What to run. `critical`: its end is the end of the host. `needs`: what must serve before it starts."""
 
     name: str
     argv: tuple[str, ...]
     critical: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,19 @@ class HostState:
 def daemons(
     host: str, *, cpus: int | None = None, memory: str | None = None, scheduler: str | None = None
 ) -> tuple[Daemon, ...]:
-    """The daemons of host `host` in the order they start. What is None is left to hyper's own default."""
+    """The daemons of host `host`, each after those it needs. What is None is left to hyper's own default."""
     options = {"--cpus": cpus, "--memory": memory, "--scheduler": scheduler}
     given = [text for name, value in options.items() if value is not None for text in (name, str(value))]
 
     def module(name: str, *more: str) -> tuple[str, ...]:
-        return (sys.executable, "-m", name, "--host", host, *more)
+        return (sys.executable, "-m", "dom0.launch", name, "--host", host, *more)
 
     return (
         Daemon("hyper", module("hyper", *given), critical=True),
-        Daemon("xenstored", module("dom0.xenstored")),
-        Daemon("xenconsoled", module("dom0.xenconsoled")),
-        Daemon("blkback", module("backends.blkback")),
-        Daemon("xend", module("toolstack.xend")),
+        Daemon("xenstored", module("dom0.xenstored"), needs=("hyper",)),
+        Daemon("xenconsoled", module("dom0.xenconsoled"), needs=("xenstored",)),
+        Daemon("blkback", module("backends.blkback"), needs=("xenstored",)),
+        Daemon("xend", module("toolstack.xend"), needs=("xenstored",)),
     )
 
 
@@ -241,9 +242,19 @@ class Supervisor:
                 await self._stop_one(slot)
 
     async def _start_missing(self) -> None:
-        for slot in self._slots:
+        """Starts what does not run. Raises: HostDown, in a group; the others' starts are broken off then."""
+        served = {slot.daemon.name: trio.Event() for slot in self._slots}
+
+        async def start(slot: _Slot) -> None:
+            for need in slot.daemon.needs:
+                await served[need].wait()
             if slot.state is None:
                 await self._start(slot)
+            served[slot.daemon.name].set()
+
+        async with trio.open_nursery() as nursery:
+            for slot in self._slots:
+                nursery.start_soon(start, slot)
 
     @staticmethod
     async def _cancel_on_signal(signals: Any, scope: trio.CancelScope) -> None:

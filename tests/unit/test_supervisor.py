@@ -41,8 +41,11 @@ def paths(tmp_path: Path) -> HostPaths:
     return paths
 
 
-def fake(name: str, mode: str = "serves", critical: bool = False) -> Daemon:
-    return Daemon(name, (sys.executable, "-S", "-E", "-c", FAKE, mode), critical)
+def fake(name: str, mode: str = "serves", critical: bool = False, needs: str | None = None) -> Daemon:
+    """Needs the one whose name is a letter less, if `needs` (letters) does not say otherwise."""
+    before = tuple(chr(ord(name) - 1)) if name > "a" else ()
+    argv = (sys.executable, "-S", "-E", "-c", FAKE, mode)
+    return Daemon(name, argv, critical, before if needs is None else tuple(needs))
 
 
 def stranger() -> subprocess.Popen[bytes]:
@@ -77,6 +80,16 @@ async def test_starts_in_order_and_leaves_nothing(paths: HostPaths) -> None:
     assert len(there) == 3 and not any(daemon.alive() for daemon in there.values())
     assert not paths.runtime.exists()
     assert "serves begins" in (paths.logs / "a.log").read_text()
+
+
+async def test_those_that_need_the_same_start_at_once(paths: HostPaths) -> None:
+    said: list[str] = []
+    wanted = (fake("a"), *(fake(name, "silent", needs="a") for name in "bcd"), fake("e", needs="bcd"))
+    with pytest.raises(HostDown, match="did not serve within"):
+        await Supervisor(paths, wanted, said.append, ready_seconds=0.5).run()
+    assert sorted(line.split()[1] for line in said if line.startswith("starting")) == list("abcd")
+    left = running(paths)
+    assert not any(daemon.alive() for daemon in left.values()) and not paths.runtime.exists()
 
 
 async def test_a_dead_daemon_is_started_again(paths: HostPaths) -> None:

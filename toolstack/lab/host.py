@@ -127,7 +127,7 @@ class Host:
         if self._process is not None:
             self._process.wait()  # a supervisor of ours that was killed
         options = {"--cpus": cpus, "--memory": memory, "--scheduler": scheduler}
-        command = [sys.executable, "-m", "dom0.supervisor", "--host", self.paths.name]
+        command = [sys.executable, "-m", "dom0.launch", "dom0.supervisor", "--host", self.paths.name]
         command += [
             text for name, value in options.items() if value is not None for text in (name, str(value))
         ]
