@@ -131,6 +131,7 @@ def daemons(
         Daemon("xenstored", module("dom0.xenstored"), needs=("hyper",)),
         Daemon("xenconsoled", module("dom0.xenconsoled"), needs=("xenstored",)),
         Daemon("blkback", module("backends.blkback"), needs=("xenstored",)),
+        Daemon("netback", module("backends.netback"), needs=("xenstored",)),
         Daemon("xend", module("toolstack.xend"), needs=("xenstored",)),
     )
 

@@ -77,7 +77,7 @@ def host(request: pytest.FixtureRequest, _shared_host: Callable[[], Host]) -> It
     before = host.resources()
     yield host
     if request.node.stash.get(_failed, False):
-        for name in ("hyper", "xenstored", "xenconsoled", "blkback", "xend", "supervisor"):
+        for name in ("hyper", "xenstored", "xenconsoled", "blkback", "netback", "xend", "supervisor"):
             _show(f"end of {name}.log", host.log(name))
     if not host.is_up():
         pytest.fail("the host is down after this test")
