@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,9 +246,14 @@ class Host:
         vcpus: int = 1,
         extra: str = "",
         paused: bool = False,
+        disks: Sequence[Path | str] = (),
+        vifs: int | Sequence[str] = 0,
         **settings: Any,
     ) -> Guest:
         """`xm create` of a config with these settings (more keys in `settings`), its console attached.
+
+        A path among `disks` is a plain file or, by its suffix, another format; it becomes xvda, xvdb, ... by
+        its place, writable. A string is an entry as in a config. `vifs` is how many, or the entries.
 
         Raises: HostError with xm's words.
         """
@@ -257,6 +262,10 @@ class Host:
         self._made += 1
         name = name or f"guest{self._made}"
         config: dict[str, Any] = {"name": name, "kernel": str(kernel), "memory": memory, "vcpus": vcpus}
+        if disks:
+            config["disk"] = [_disk_entry(disk, index) for index, disk in enumerate(disks)]
+        if vifs:
+            config["vif"] = [""] * vifs if isinstance(vifs, int) else list(vifs)
         config |= (
             ({"ramdisk": str(ramdisk)} if ramdisk else {}) | ({"extra": extra} if extra else {}) | settings
         )
@@ -345,6 +354,13 @@ class Host:
         new = self.log(daemon).encode()[offset:].decode(errors="replace")
         lines = [f"\n  {daemon}.log: {line}" for line in new.splitlines() if line.strip()]
         return "".join(lines[-_TAIL_LINES:])
+
+
+def _disk_entry(disk: Path | str, index: int) -> str:
+    if isinstance(disk, str):
+        return disk
+    kind = {".qcow2": "tap:qcow2", ".vmdk": "tap:vmdk", ".vhd": "tap:vhd", ".vdi": "tap:vdi"}
+    return f"{kind.get(disk.suffix, 'file')}:{disk.resolve()},xvd{chr(ord('a') + index)},w"
 
 
 def hosts() -> list[Host]:

@@ -133,11 +133,22 @@ def small_kernel() -> Path:
 
 
 @pytest.fixture
-def guest(boot: Callable[..., Guest], debian_kernel: Kernel, initramfs: Path) -> Guest:
+def boot_debian(boot: Callable[..., Guest], debian_kernel: Kernel, initramfs: Path) -> Callable[..., Guest]:
+    """A factory of Debian guests at a shell's prompt: `boot_debian(disks=[path], vifs=1, ...)`."""
+
+    def create(name: str | None = None, **settings: Any) -> Guest:
+        settings = {"extra": "console=hvc0 loglevel=4"} | settings
+        guest = boot(name, kernel=debian_kernel.path, ramdisk=initramfs, **settings)
+        guest.console.expect("# ", timeout=60)
+        return guest
+
+    return create
+
+
+@pytest.fixture
+def guest(boot_debian: Callable[..., Guest]) -> Guest:
     """A Debian kernel with busybox, 128 MiB, one vCPU, at its shell's prompt."""
-    guest = boot(kernel=debian_kernel.path, ramdisk=initramfs, extra="console=hvc0 loglevel=4")
-    guest.console.expect("# ", timeout=60)
-    return guest
+    return boot_debian()
 
 
 def _show(title: str, text: str) -> None:
