@@ -16,6 +16,23 @@ ConnHandle = NewType("ConnHandle", object)
 
 
 @dataclass(frozen=True)
+class ProcessStart:
+    """struct hv_process: what a process domain finds at its start."""
+
+    base_mfn: int
+    nr_frames: int
+    serial: int
+    shared_info_mfn: int
+    grant_mfn: int
+    store_mfn: int
+    console_mfn: int
+    first_free_mfn: int
+    nr_grant_frames: int
+    store_port: int
+    console_port: int
+
+
+@dataclass(frozen=True)
 class CoreConfig:
     """struct hv_config."""
 
@@ -35,10 +52,21 @@ class Core(Protocol):
     def statistics(self, hv: HvHandle) -> dict[str, int]: ...
     def bank_fd(self, hv: HvHandle) -> int: ...
     def bank_bytes(self, hv: HvHandle) -> int: ...
+    def max_mfn(self, hv: HvHandle) -> int: ...
+    def adopt(self, hv: HvHandle, domid: int, bank_bytes: int) -> tuple[int, ProcessStart | None]: ...
+    def process_bank(self, hv: HvHandle, domid: int) -> tuple[int, ProcessStart | None, int]:
+        """(result, start, the bank's memfd); the descriptor is the caller's."""
+        ...
+
     def console_write(self, hv: HvHandle, text: bytes) -> None: ...
     def conn_create(self, hv: HvHandle, domid: int) -> tuple[int, ConnHandle | None]: ...
     def conn_destroy(self, conn: ConnHandle) -> None: ...
     def conn_set_arena(self, conn: ConnHandle, fd: int, nbytes: int) -> int: ...
+    def conn_make_arena(self, conn: ConnHandle, nbytes: int) -> tuple[int, int]:
+        """(result, memfd); the descriptor is the caller's."""
+        ...
+
+    def conn_hangup_fd(self, conn: ConnHandle) -> int: ...
     def conn_hypercall(self, conn: ConnHandle, nr: int, args: tuple[int, ...]) -> int: ...
     def conn_port_fds(self, conn: ConnHandle, port: int) -> tuple[int, int, int]:
         """(result, upcall, doorbell)"""
@@ -58,10 +86,15 @@ class _Lib(Protocol):
     def hv_get_statistics(self, hv: Any, out: Any) -> None: ...
     def hv_bank_fd(self, hv: Any) -> int: ...
     def hv_bank_bytes(self, hv: Any) -> int: ...
+    def hv_max_mfn(self, hv: Any) -> int: ...
+    def hv_adopt(self, hv: Any, domid: int, bank_bytes: int, out: Any) -> int: ...
+    def hv_process_bank(self, hv: Any, domid: int, out: Any, fd: Any) -> int: ...
     def hv_console_write(self, hv: Any, text: bytes, nbytes: int) -> None: ...
     def hv_conn_create(self, hv: Any, domid: int, out: Any) -> int: ...
     def hv_conn_destroy(self, conn: Any) -> None: ...
     def hv_conn_set_arena(self, conn: Any, fd: int, nbytes: int) -> int: ...
+    def hv_conn_make_arena(self, conn: Any, nbytes: int, fd: Any) -> int: ...
+    def hv_conn_hangup_fd(self, conn: Any) -> int: ...
     def hv_conn_hypercall(self, conn: Any, nr: int, args: Any) -> int: ...
     def hv_conn_port_fds(self, conn: Any, port: int, upcall: Any, doorbell: Any) -> int: ...
     def hv_conn_open_ring(self, conn: Any, memfd: Any, doorbell: Any) -> int: ...
@@ -116,6 +149,24 @@ class _CffiCore:
     def bank_bytes(self, hv: HvHandle) -> int:
         return self._lib.hv_bank_bytes(hv)
 
+    def max_mfn(self, hv: HvHandle) -> int:
+        return self._lib.hv_max_mfn(hv)
+
+    def adopt(self, hv: HvHandle, domid: int, bank_bytes: int) -> tuple[int, ProcessStart | None]:
+        out = self._ffi.new("struct hv_process *")
+        ret = self._lib.hv_adopt(hv, domid, bank_bytes, out)
+        return ret, self._start(out) if ret >= 0 else None
+
+    def process_bank(self, hv: HvHandle, domid: int) -> tuple[int, ProcessStart | None, int]:
+        out = self._ffi.new("struct hv_process *")
+        fd = self._ffi.new("int *", -1)
+        ret = self._lib.hv_process_bank(hv, domid, out, fd)
+        return (ret, self._start(out), fd[0]) if ret >= 0 else (ret, None, -1)
+
+    def _start(self, out: Any) -> ProcessStart:
+        names = self._ffi.typeof("struct hv_process").fields
+        return ProcessStart(**{name: getattr(out, name) for name, _ in names})
+
     def console_write(self, hv: HvHandle, text: bytes) -> None:
         self._lib.hv_console_write(hv, text, len(text))
 
@@ -129,6 +180,14 @@ class _CffiCore:
 
     def conn_set_arena(self, conn: ConnHandle, fd: int, nbytes: int) -> int:
         return self._lib.hv_conn_set_arena(conn, fd, nbytes)
+
+    def conn_make_arena(self, conn: ConnHandle, nbytes: int) -> tuple[int, int]:
+        fd = self._ffi.new("int *", -1)
+        ret = self._lib.hv_conn_make_arena(conn, nbytes, fd)
+        return ret, fd[0]
+
+    def conn_hangup_fd(self, conn: ConnHandle) -> int:
+        return self._lib.hv_conn_hangup_fd(conn)
 
     def conn_hypercall(self, conn: ConnHandle, nr: int, args: tuple[int, ...]) -> int:
         return self._lib.hv_conn_hypercall(conn, nr, self._ffi.new("uint64_t[6]", args))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from hyper.binding import ConnHandle, Core, CoreConfig, HvHandle
+from hyper.binding import ConnHandle, Core, CoreConfig, HvHandle, ProcessStart
 from hyper.public.errors import XenErrno, xen_error
 
 ERESTART = -XenErrno.ERESTART
@@ -54,6 +54,21 @@ class Machine:
     def bank_bytes(self) -> int:
         return self.core.bank_bytes(self.hv)
 
+    @property
+    def max_mfn(self) -> int:
+        """Every frame of any bank at any time is below."""
+        return self.core.max_mfn(self.hv)
+
+    def adopt(self, domid: int, bank_bytes: int) -> tuple[int, ProcessStart | None]:
+        """Makes an empty, paused PV domain a process domain. 0 or -XEN_E*, and what it will find."""
+        return self.core.adopt(self.hv, domid, bank_bytes)
+
+    def process_bank(self, domid: int) -> tuple[int, ProcessStart | None, int]:
+        """(0, what `domid` found at its start, its bank's memfd, the caller's to close); -ENOENT for a domain
+        in the main bank.
+        """
+        return self.core.process_bank(self.hv, domid)
+
     def statistics(self) -> dict[str, int]:
         """struct hv_statistics."""
         return self.core.statistics(self.hv)
@@ -94,6 +109,15 @@ class Connection:
     def set_arena(self, fd: int, nbytes: int) -> int:
         """Once; -EBUSY afterwards. `fd` stays the caller's."""
         return self.machine.core.conn_set_arena(self._conn, fd, nbytes)
+
+    def make_arena(self, nbytes: int) -> tuple[int, int]:
+        """(result, memfd) of an arena that hyper makes; the fd is the caller's to close."""
+        return self.machine.core.conn_make_arena(self._conn, nbytes)
+
+    @property
+    def hangup_fd(self) -> int:
+        """Readable once the domain is being destroyed; -1 for Dom0. The core's."""
+        return self.machine.core.conn_hangup_fd(self._conn)
 
     def hypercall(self, nr: int, args: tuple[int, ...]) -> int:
         """One bounded piece; ERESTART: call again with the same arguments. At most 100 us."""

@@ -1,13 +1,16 @@
 """The control socket: hypercalls of process domains (hyper/public/wire.py has the frames).
 
-One task per connection; who is connected is who it is, so a connection through the socket in Dom0's folder is
-Dom0. A frame that is no frame, or breaks the rules, is answered with its reason and ends that connection; so
-does an exception of ours. Nothing else notices.
+One task per connection; who is connected is who it is: a connection through the socket in Dom0's folder is
+Dom0, and the socket that `adopt` hands out is the adopted domain. Of that one hyper takes no descriptors, and
+answers a bounded number of requests a second: hot calls have their rings. A frame that is no frame, or breaks
+the rules, is answered with its reason and ends that connection; so does an exception of ours. Nothing else
+notices.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import socket
@@ -20,11 +23,15 @@ from hyper.machine import ERESTART, Connection, Machine
 from hyper.public import wire
 from hyper.public.errors import XenErrno, XenError
 from hyper.public.packets import as_packet_socket, close_fds, receive_packet, send_packet
-from hyper.public.types import PAGE_SHIFT
 
 DOM0 = 0
 MAX_CONNECTIONS = 512
 MAX_STORED_FDS = 1024
+MAX_REQUESTS, PACE_SECONDS = 100, 0.1
+"""So many requests in so many seconds are answered at once to a process domain other than Dom0."""
+HELD_SECONDS = 0.005
+"""How often its preempted or paused call is tried again."""
+_SO_PASSRIGHTS = 83  # Linux 6.16
 
 _ACCEPT_LATER = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
 
@@ -85,6 +92,7 @@ class Server:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._store = FdStore()
+        self._nursery: trio.Nursery | None = None
 
     async def serve(self, listener: trio.socket.SocketType) -> None:
         """Accepts Dom0's processes until cancelled. Waits with the next one while MAX_CONNECTIONS are
@@ -100,6 +108,7 @@ class Server:
 
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 while True:
                     await free_places.acquire()
                     nursery.start_soon(serve_one, await _accept(listener))
@@ -108,10 +117,21 @@ class Server:
 
     async def serve_connection(self, sock: socket.socket, domid: int) -> None:
         """One process of domain `domid`, until it hangs up or is refused. Closes `sock`."""
+        try:
+            connection = self._machine.connect(domid)
+        except XenError as error:
+            log.warning("connection refused", domid=domid, reason=str(error))
+            with sock:
+                await _say_why(sock, str(error))
+            return
+        await self._serve_session(sock, connection)
+
+    async def _serve_session(self, sock: socket.socket, connection: Connection) -> None:
+        domid = connection.domid
         with sock:
             try:
-                with self._machine.connect(domid) as connection:
-                    await _Session(self._machine, self._store, connection, sock).run()
+                with connection:
+                    await _Session(self, connection, sock).run()
             except (wire.WireError, XenError) as error:
                 log.warning("connection refused", domid=domid, reason=str(error))
                 await _say_why(sock, str(error))
@@ -120,6 +140,50 @@ class Server:
             except Exception:  # ours to mend; the others go on
                 log.exception("connection ended by an error of hyper", domid=domid)
                 await _say_why(sock, "an error of hyper; see its log")
+
+
+    @property
+    def machine(self) -> Machine:
+        return self._machine
+
+    @property
+    def store(self) -> FdStore:
+        return self._store
+
+    def adopt(self, domid: int, bank_bytes: int) -> tuple[bytes, list[int]]:
+        """The reply to wire.Adopt. The domain's connection is there before anybody knows of its socket."""
+        if self._nursery is None:
+            raise RuntimeError("adopt: nobody accepts connections")
+        ret, start = self._machine.adopt(domid, bank_bytes)
+        if ret < 0 or start is None:
+            return wire.encode_reply(ret), []
+        connection = self._machine.connect(domid)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with contextlib.suppress(OSError):
+            ours.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+        self._nursery.start_soon(self._serve_process, ours, connection)
+        return wire.encode_reply(0, process=dataclasses.asdict(start)), [theirs.detach()]
+
+    async def _serve_process(self, sock: socket.socket, connection: Connection) -> None:
+        """Until it hangs up, or its domain is destroyed."""
+        assert self._nursery is not None
+        watching = trio.CancelScope()
+        self._nursery.start_soon(_hang_up, os.dup(connection.hangup_fd), sock, watching)
+        try:
+            await self._serve_session(sock, connection)
+        finally:
+            watching.cancel()
+
+
+async def _hang_up(hangup_fd: int, sock: socket.socket, watching: trio.CancelScope) -> None:
+    """Shuts `sock` down once `hangup_fd`, which is ours to close, is readable."""
+    try:
+        with watching:
+            await trio.lowlevel.wait_readable(hangup_fd)
+            sock.shutdown(socket.SHUT_RDWR)
+    finally:
+        os.close(hangup_fd)
 
 
 async def _accept(listener: trio.socket.SocketType) -> socket.socket:
@@ -142,12 +206,15 @@ async def _say_why(sock: socket.socket, reason: str) -> None:
 class _Session:
     """The frames of one connection."""
 
-    def __init__(self, machine: Machine, store: FdStore, connection: Connection, sock: socket.socket) -> None:
-        self._machine = machine
-        self._store = store
+    def __init__(self, server: Server, connection: Connection, sock: socket.socket) -> None:
+        self._server = server
+        self._machine = server.machine
+        self._store = server.store
         self._connection = connection
         self._sock = sock
         self._greeted = False
+        self._is_dom0 = connection.domid == DOM0
+        self._counted_from, self._counted = 0.0, 0
 
     async def run(self) -> None:
         """Until the peer hangs up.
@@ -161,6 +228,8 @@ class _Session:
         packet, fds = await receive_packet(self._sock)
         if not packet:
             return False
+        if not self._is_dom0:
+            await self._keep_pace()
         try:
             request = wire.decode_request(packet, len(fds))
             if self._greeted == isinstance(request, wire.Hello):
@@ -181,8 +250,22 @@ class _Session:
                 return wire.encode_reply(await self._hypercall(nr, args)), []
             case wire.Hello(version):
                 return self._hello(version)
+            case wire.Arena() | wire.Adopt() | wire.Bank() | wire.Statistics() if not self._is_dom0:
+                return wire.encode_reply(-XenErrno.EPERM), []
+            case wire.FdPut() | wire.FdGet() | wire.FdDel() if not self._is_dom0:
+                return wire.encode_reply(-XenErrno.EPERM), []
             case wire.Arena(nbytes):
                 return wire.encode_reply(self._connection.set_arena(fds[0], nbytes)), []
+            case wire.MakeArena(nbytes):
+                ret, memfd = self._connection.make_arena(nbytes)
+                return wire.encode_reply(ret), [memfd] if ret >= 0 else []
+            case wire.Adopt(domid, nbytes):
+                return self._server.adopt(domid, nbytes)
+            case wire.Bank(domid):
+                ret, start, bank = self._machine.process_bank(domid)
+                if start is None:
+                    return wire.encode_reply(ret), []
+                return wire.encode_reply(0, process=dataclasses.asdict(start)), [bank]
             case wire.Port(port):
                 ret, upcall, doorbell = self._connection.port_fds(port)
                 return wire.encode_reply(ret), [os.dup(upcall), os.dup(doorbell)] if ret >= 0 else []
@@ -191,8 +274,6 @@ class _Session:
                 return wire.encode_reply(ret), [memfd, bell] if ret >= 0 else []
             case wire.Statistics():
                 return wire.encode_reply(0, statistics=self._machine.statistics()), []
-            case wire.FdPut() | wire.FdGet() | wire.FdDel() if self._connection.domid != DOM0:
-                return wire.encode_reply(-XenErrno.EPERM), []
             case wire.FdPut(name):
                 return wire.encode_reply(self._store.put(name, fds[0])), []
             case wire.FdGet(name):
@@ -207,13 +288,26 @@ class _Session:
             raise wire.WireError(f"hello: version {version}, this hyper speaks {wire.VERSION}")
         self._greeted = True
         domid = self._connection.domid
-        if domid != DOM0:
-            return wire.encode_reply(0, domid=domid, bank_bytes=0, max_mfn=0), []
-        bank_bytes = self._machine.bank_bytes
-        size = {"bank_bytes": bank_bytes, "max_mfn": bank_bytes >> PAGE_SHIFT}
-        return wire.encode_reply(0, domid=domid, **size), [os.dup(self._machine.bank_fd)]
+        if self._is_dom0:
+            size = {"bank_bytes": self._machine.bank_bytes, "max_mfn": self._machine.max_mfn}
+            return wire.encode_reply(0, domid=domid, **size), [os.dup(self._machine.bank_fd)]
+        ret, start, bank = self._machine.process_bank(domid)
+        if start is None:
+            return wire.encode_reply(ret), []
+        return wire.encode_reply(0, domid=domid, process=dataclasses.asdict(start)), [bank]
 
     async def _hypercall(self, nr: int, args: tuple[int, ...]) -> int:
         while (ret := self._connection.hypercall(nr, args)) == ERESTART:
-            await trio.lowlevel.checkpoint()
+            if self._is_dom0:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.sleep(HELD_SECONDS)
         return ret
+
+    async def _keep_pace(self) -> None:
+        now = trio.current_time()
+        if now - self._counted_from >= PACE_SECONDS:
+            self._counted_from, self._counted = now, 0
+        self._counted += 1
+        if self._counted > MAX_REQUESTS:
+            await trio.sleep(self._counted_from + PACE_SECONDS - now)

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "hyper" / "core"
 HARNESS = ROOT / "tests" / "unit" / "core"
-SOURCES = [CORE / name for name in ("page_alloc.c", "page_type.c", "physmap.c", "memory.c", "pv/mm.c")]
+SOURCES = [CORE / f"{name}.c" for name in "bank page_alloc page_type physmap memory pv/mm".split()]
 
 PTE_PRESENT, PTE_RW, PTE_USER, PTE_PSE = 1, 2, 4, 0x80
 L1, L2, L3, L4, SEG_DESC, WRITABLE, SHARED = range(1, 8)

@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyper.binding import ConnHandle, CoreConfig, HvHandle
+from hyper.binding import ConnHandle, CoreConfig, HvHandle, ProcessStart
 from hyper.guest import abi
 from hyper.public.errors import XenErrno as E
 
@@ -163,6 +163,21 @@ class FakeCore:
         if found is None or found.owner is not conn:
             return -E.EPERM if found else -E.EINVAL, -1, -1
         return 0, found.upcall, found.doorbell
+
+    def max_mfn(self, hv: Any) -> int:
+        return int(hv.config.memory_bytes) >> 12
+
+    def adopt(self, hv: Any, domid: int, bank_bytes: int) -> tuple[int, ProcessStart | None]:
+        return -E.ESRCH, None  # process domains are the real core's
+
+    def process_bank(self, hv: Any, domid: int) -> tuple[int, ProcessStart | None, int]:
+        return -E.ENOENT if domid < 2 else -E.ESRCH, None, -1
+
+    def conn_make_arena(self, conn: Any, nbytes: int) -> tuple[int, int]:
+        return -E.EOPNOTSUPP, -1
+
+    def conn_hangup_fd(self, conn: Any) -> int:
+        return -1
 
     def conn_open_ring(self, conn: Any) -> tuple[int, int, int]:
         return -E.EOPNOTSUPP, -1, -1  # what serves one is the core's own C

@@ -6,6 +6,7 @@ Refusals are XenError, with command and domain in their context. Several tasks m
 
 from __future__ import annotations
 
+import socket
 import struct
 from array import array
 from collections.abc import Collection, Sequence
@@ -23,7 +24,7 @@ from dom0.libxc.info import (
     bytes_of_bits,
     c_string,
 )
-from hyper.guest import Hypervisor, abi
+from hyper.guest import Hypervisor, ProcessDomain, abi
 from hyper.public.errors import NoSuchDomain
 from hyper.public.types import DomId, EvtchnPort, Gfn, Mfn
 
@@ -201,6 +202,13 @@ class XenControl:
     def foreign_frame(self, domid: int, gfn: int) -> memoryview:
         """The 4096 bytes of one frame; see foreign_frames."""
         return self.foreign_frames(domid, gfn, 1)
+
+    async def adopt(self, domid: int, bank_bytes: int) -> tuple[ProcessDomain, socket.socket]:
+        """Makes the domain, just created, a process domain; see dom0.libxc.process.
+
+        Raises: XenError: NoSuchDomain, BadArgument, Busy, OutOfFrames.
+        """
+        return await self._hyp.adopt(domid, bank_bytes)
 
     # --- a PV guest's page tables
 

@@ -35,6 +35,25 @@ struct doorbells {
 
 /* ---- connections ------------------------------------------------------------------------------------------------ */
 
+/* event_lock held. */
+static void hang_up(struct hv_conn *conn)
+{
+    if (conn->hangup_fd >= 0)
+        eventfd_write(conn->hangup_fd, 1);
+}
+
+void conns_hang_up(struct domain *d)
+{
+    struct list *it, *next;
+    lock(&d->hv->event_lock);
+    list_for_each_safe(it, next, &d->hv->conns)
+        if (container_of(it, struct hv_conn, link)->domain == d)
+            hang_up(container_of(it, struct hv_conn, link));
+    unlock(&d->hv->event_lock);
+}
+
+int hv_conn_hangup_fd(hv_conn_t *conn) { return conn->hangup_fd; }
+
 int hv_conn_create(hv_t *hv, uint16_t domid, hv_conn_t **out)
 {
     struct domain *d = domid < DOMID_FIRST_RESERVED ? get_domain(hv, NULL, domid) : NULL;
@@ -46,6 +65,12 @@ int hv_conn_create(hv_t *hv, uint16_t domid, hv_conn_t **out)
         put_domain(d);
         return rc;
     }
+    conn->hangup_fd = d->is_privileged ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (conn->hangup_fd < 0 && !d->is_privileged) {
+        free(conn);
+        put_domain(d);
+        return -XEN_EMFILE;
+    }
     conn->hv = hv;
     conn->domain = d;
     list_init(&conn->grant_maps);
@@ -53,9 +78,27 @@ int hv_conn_create(hv_t *hv, uint16_t domid, hv_conn_t **out)
     lock(&hv->event_lock);
     list_append(&conn->link, &hv->conns);
     hv->nr_conns++;
+    if (atomic_load(&d->dying)) /* too late to be told */
+        hang_up(conn);
     unlock(&hv->event_lock);
     *out = conn;
     return 0;
+}
+
+static bool has_connection(struct domain *d)
+{
+    struct list *it, *next;
+    list_for_each_safe(it, next, &d->hv->conns)
+        if (container_of(it, struct hv_conn, link)->domain == d)
+            return true;
+    return false;
+}
+
+/* A guest whose processes are gone and that did not shut down. */
+static void mourn(struct domain *d)
+{
+    if (!d->is_privileged && !atomic_load(&d->dying) && !atomic_load(&d->is_shutting_down))
+        domain_crash(d, "its last process is gone");
 }
 
 static void drop_arena(struct hv_conn *conn)
@@ -78,12 +121,15 @@ void hv_conn_destroy(hv_conn_t *conn)
     lock(&hv->event_lock);
     list_remove(&conn->link);
     hv->nr_conns--;
+    bool was_last = !has_connection(conn->domain);
     unlock(&hv->event_lock);
+    if (was_last)
+        mourn(conn->domain);
+    if (conn->hangup_fd >= 0)
+        close(conn->hangup_fd);
     put_domain(conn->domain);
     free(conn);
 }
-
-int seal_size(int fd) { return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL); }
 
 /* A client that could shrink its memfd could make us fault; so could one of huge pages that the host hasn't got. */
 static int check_arena(int fd, uint64_t bytes)
@@ -116,6 +162,21 @@ int hv_conn_set_arena(hv_conn_t *conn, int fd, uint64_t bytes)
     return 0;
 }
 
+int hv_conn_make_arena(hv_conn_t *conn, uint64_t bytes, int *out)
+{
+    if (!bytes || bytes % PAGE_SIZE || bytes > MAX_ARENA_BYTES)
+        return -XEN_EINVAL;
+    int fd = memfd_create("umxen-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -XEN_EMFILE;
+    int rc = ftruncate(fd, (off_t)bytes) || seal_size(fd) ? -XEN_ENOMEM : hv_conn_set_arena(conn, fd, bytes);
+    if (rc)
+        close(fd);
+    else
+        *out = fd;
+    return rc;
+}
+
 int hv_conn_port_fds(hv_conn_t *conn, uint32_t port, int *upcall, int *doorbell)
 {
     return evtchn_port_fds(conn, port, upcall, doorbell);
@@ -130,12 +191,19 @@ static bool take_continuation(struct continuation *c, uint64_t nr, const uint64_
     return same;
 }
 
+bool conn_is_held(const struct hv_conn *conn)
+{
+    return atomic_load(&conn->domain->pause_count) && !atomic_load(&conn->domain->dying);
+}
+
 int64_t conn_hypercall(struct hv_conn *conn, struct hcall_channel *channel, uint64_t nr, const uint64_t args[6])
 {
     struct continuation *c = &channel->continuation;
     uint64_t now[6];
     if (atomic_load(&conn->domain->dying))
         return -XEN_ESRCH;
+    if (conn_is_held(conn))
+        return -XEN_ERESTART;
     take_continuation(c, nr, args, now);
     channel->deadline_ns = hv_now(conn->hv) + CALL_BUDGET_NS;
     current_caller = (struct caller){.conn = conn, .domain = conn->domain, .channel = channel};

@@ -17,6 +17,7 @@
 #include <time.h>
 
 #include "../public/sched.h"
+#include "bank.h"
 #include "grant_table.h"
 #include "hypercall.h"
 
@@ -137,7 +138,8 @@ static int build(struct domain *d)
     return engine()->domain_create(d);
 }
 
-int domain_create(struct hv *hv, uint16_t domid, enum domain_kind kind, uint32_t max_vcpus, struct domain **out)
+int domain_create(struct hv *hv, uint16_t domid, enum domain_kind kind, uint32_t max_vcpus, struct bank *bank,
+                  struct domain **out)
 {
     if (!max_vcpus || max_vcpus > MAX_VCPUS)
         return -XEN_EINVAL;
@@ -145,9 +147,12 @@ int domain_create(struct hv *hv, uint16_t domid, enum domain_kind kind, uint32_t
     if (id < 0)
         return id;
     struct domain *d = calloc(1, sizeof(*d));
-    if (!d)
+    if (!d) {
+        bank_destroy(bank);
         return -XEN_ENOMEM;
+    }
     d->hv = hv;
+    d->bank = bank;
     d->id = (uint16_t)id;
     d->kind = kind;
     d->max_vcpus = max_vcpus;
@@ -230,6 +235,16 @@ int vcpu_create(struct domain *d, uint32_t id)
     }
     time_publish(v);
     __atomic_store_n(&d->vcpu[id], v, __ATOMIC_SEQ_CST);
+    return 0;
+}
+
+int process_vcpu_create(struct domain *d)
+{
+    int rc = vcpu_create(d, 0);
+    if (rc)
+        return rc;
+    d->vcpu[0]->initialised = true;
+    d->vcpu[0]->online = true;
     return 0;
 }
 
@@ -335,8 +350,11 @@ void domain_pause(struct domain *d)
 
 void domain_unpause(struct domain *d)
 {
-    if (atomic_fetch_sub(&d->pause_count, 1) == 1)
-        for_each_vcpu(d, vcpu_wake);
+    if (atomic_fetch_sub(&d->pause_count, 1) != 1)
+        return;
+    for_each_vcpu(d, vcpu_wake);
+    if (d->kind == DOMAIN_PROCESS)
+        evtchn_send_held(d);
 }
 
 /* ---- shutting down ---------------------------------------------------------------------------------------------- */
@@ -454,7 +472,8 @@ static void drop_vcpu_info(struct vcpu *v)
 static int finish_kill(struct domain *d)
 {
     atomic_store(&d->dying, DOMDYING_dead);
-    send_global_virq(d->hv, VIRQ_DOM_EXC);
+    if (!d->is_replaced)
+        send_global_virq(d->hv, VIRQ_DOM_EXC);
     put_domain(d); /* the list's */
     return 0;
 }
@@ -467,6 +486,7 @@ int domain_kill(struct domain *d)
         atomic_store(&d->dying, DOMDYING_dying);
         atomic_fetch_add(&d->pause_count, 1);
         for_each_vcpu(d, sleep_soon);
+        conns_hang_up(d);
         d->kill_stage = KILL_stop;
         return -XEN_ERESTART;
     case KILL_stop:
@@ -525,6 +545,7 @@ static void domain_free(struct domain *d)
     evtchn_destroy(d);
     m2p_destroy(d);
     physmap_destroy(d);
+    bank_destroy(d->bank);
     free(d->memory_map);
     if (d->hv->dom0 == d)
         d->hv->dom0 = NULL;

@@ -16,6 +16,7 @@
 #define MAX_VCPUS 128
 #define LEGACY_VCPUS 32 /* XEN_LEGACY_MAX_VCPUS: those with a vcpu_info inside shared_info */
 
+struct bank;
 struct hv;
 struct hv_conn;
 
@@ -73,6 +74,7 @@ struct domain {
     _Atomic bool is_shut_down;    /* all have stopped, and VIRQ_DOM_EXC was raised */
     _Atomic uint32_t shutdown_code;
     uint32_t kill_stage;          /* progress of domain_kill */
+    bool is_replaced;             /* killed to make room for another of its id: nobody is told */
     _Atomic uint32_t nr_pollers;  /* vCPUs in SCHEDOP_poll */
     struct domain_watchdog { struct timer timer; bool in_use; } watchdog[2]; /* guarded by the domain lock */
     struct domain_console { char line[128]; uint32_t used, budget; uint64_t refilled_ns; } console; /* console.c */
@@ -85,6 +87,7 @@ struct domain {
     struct physmap physmap;
     _Atomic uint32_t mm_generation; /* bumped before a frame loses its last writable reference: see cpu/dbt/mmu.c */
     struct m2p *m2p;
+    struct bank *bank;             /* of a process domain other than Dom0 */
     struct page_info *shared_info_page;
     struct shared_info *shared_info;
     struct e820_entry *memory_map; /* XENMEM_set_memory_map */
@@ -107,7 +110,11 @@ struct domain {
 };
 
 /* ---- life (domain.c) -------------------------------------------------------------------------------------------- */
-int domain_create(struct hv *hv, uint16_t domid, enum domain_kind kind, uint32_t max_vcpus, struct domain **out);
+/* `bank`: of a process domain other than Dom0, else NULL; it is taken over, also when this fails. */
+int domain_create(struct hv *hv, uint16_t domid, enum domain_kind kind, uint32_t max_vcpus, struct bank *bank,
+                  struct domain **out);
+/* vCPU 0 of a process domain stands for all its processes. */
+int process_vcpu_create(struct domain *d);
 /* Makes a new, fully set up domain known. -XEN_EEXIST. Until then put_domain frees it. */
 int domain_enter_list(struct domain *d);
 /* One bounded piece of XEN_DOMCTL_destroydomain; -XEN_ERESTART until it is gone. */

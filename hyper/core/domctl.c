@@ -186,7 +186,7 @@ static int64_t createdomain(struct call *c)
         return rc;
     if (id && id < DOMID_FIRST_RESERVED && c->hv->domain[id])
         return -XEN_EEXIST;
-    rc = domain_create(c->hv, id ? id : DOMID_INVALID, DOMAIN_PV, op->max_vcpus, &d);
+    rc = domain_create(c->hv, id ? id : DOMID_INVALID, DOMAIN_PV, op->max_vcpus, NULL, &d);
     if (rc)
         return rc;
     if ((rc = set_up(d, op))) {
@@ -396,6 +396,8 @@ static int64_t hypercall_init(struct call *c)
 {
     struct domain *d = c->d;
     int64_t rc = -XEN_EINVAL;
+    if (d->kind != DOMAIN_PV)
+        return -XEN_EINVAL;
     domain_lock(d, NULL);
     struct page_info *pg = get_page_from_gfn(d, _gfn(c->op.u.hypercall_init.gmfn));
     if (pg && !get_page_type(d, pg, PGT_writable_page)) {

@@ -20,6 +20,10 @@ int evtchn_send(struct domain *d, uint32_t port);
 void evtchn_doorbell(struct hv *hv, uint64_t key);
 /* The eventfds of a port of this connection, made at the first call. */
 int evtchn_port_fds(struct hv_conn *conn, uint32_t port, int *upcall, int *doorbell);
+/* A port of `d`, a process domain, that only `remote` may bind and the first process that asks for it owns. */
+int evtchn_make_unbound(struct domain *d, uint16_t remote);
+/* What was held while the process domain was paused: its upcalls, and what it has sent. */
+void evtchn_send_held(struct domain *d);
 /* Closes all ports of a dying domain. */
 void evtchn_close_all(struct domain *d);
 /* Raises a virq. Per-vCPU ones (VIRQ_TIMER, VIRQ_DEBUG) on `v`; global ones wherever they are bound. */

@@ -1,6 +1,12 @@
 /*
  * Event channels: the port tables of all domains and the operations on them. How a set port reaches a guest's vCPU is
- * the business of evtchn_2l.c or evtchn_fifo.c, as the guest chose; a port of a process domain has eventfds instead and belongs to the connection that made it.
+ * the business of evtchn_2l.c or evtchn_fifo.c, as the guest chose; a port of a process domain has descriptors instead and
+ * belongs to the connection that made it.
+ *
+ * A doorbell is an eventfd of which we only hear by epoll. An upcall of Dom0's is one too. One that is shared with an
+ * unprivileged process could be made blocking and full, and our write would wait for ever with event_lock held: there it is
+ * a socket pair, whose other half is the client's, written with MSG_DONTWAIT. Nothing is read from it: it is shut down for
+ * reading, so that nothing can be left in it.
  *
  * One lock, hv->event_lock, guards every table: a send touches two domains, and sections are a few hundred ns. Nothing
  * is called under it that could wait for a vCPU to leave its guest, since such a vCPU may be waiting for this lock.
@@ -10,6 +16,7 @@
 #include "event.h"
 
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "../public/event_channel.h"
@@ -17,12 +24,14 @@
 #include "trace.h"
 
 #define CHUNK_PORTS 128u
+#define MAX_PORT_FDS 256u /* ports of one unprivileged connection that have descriptors */
 
 enum port_state { ECS_FREE = 0, ECS_UNBOUND, ECS_INTERDOMAIN, ECS_VIRQ, ECS_IPI };
 
 struct evtchn {
     uint8_t state;             /* enum port_state */
-    bool pending;              /* while there is no place to say so: no upcall fd, no FIFO word yet */
+    bool pending;              /* while there is no place to say so: no upcall fd, its process paused, no FIFO word yet */
+    bool rung;                 /* its doorbell, while its domain is paused */
     uint16_t notify_vcpu;
     uint16_t remote_domid;     /* unbound and interdomain */
     uint16_t virq;
@@ -32,6 +41,7 @@ struct evtchn {
     struct domain *remote;     /* interdomain; it closes the port before it goes */
     struct hv_conn *conn;      /* the owner, of ports of a process domain */
     int upcall_fd, doorbell_fd; /* -1: not made yet */
+    int client_fd;             /* the half of upcall_fd that is handed out; the same for an eventfd */
 };
 
 struct evtchn_table {
@@ -99,7 +109,7 @@ static int grow(struct evtchn_table *t, uint32_t port)
     if (!chunk)
         return -XEN_ENOMEM;
     for (unsigned i = 0; i < CHUNK_PORTS; i++)
-        chunk[i].upcall_fd = chunk[i].doorbell_fd = -1;
+        chunk[i].upcall_fd = chunk[i].doorbell_fd = chunk[i].client_fd = -1;
     t->chunk[port / CHUNK_PORTS] = chunk;
     return 0;
 }
@@ -130,7 +140,7 @@ static struct evtchn *take_port(struct domain *d, int port, enum port_state stat
 {
     struct evtchn *chn = port_entry(d, (uint32_t)port);
     chn->state = state;
-    chn->pending = false;
+    chn->pending = chn->rung = false;
     chn->notify_vcpu = 0;
     chn->place.priority = EVTCHN_FIFO_PRIORITY_DEFAULT;
     chn->conn = d->kind == DOMAIN_PROCESS ? conn : NULL;
@@ -145,14 +155,18 @@ static void close_fds(struct hv *hv, struct evtchn *chn)
         doorbell_unwatch(hv, chn->doorbell_fd);
         close(chn->doorbell_fd);
     }
+    if (chn->client_fd >= 0 && chn->client_fd != chn->upcall_fd)
+        close(chn->client_fd);
     if (chn->upcall_fd >= 0)
         close(chn->upcall_fd);
-    chn->upcall_fd = chn->doorbell_fd = -1;
+    chn->upcall_fd = chn->doorbell_fd = chn->client_fd = -1;
 }
 
 static void free_port(struct domain *d, uint32_t port)
 {
     struct evtchn *chn = port_entry(d, port);
+    if (chn->upcall_fd >= 0 && chn->conn)
+        chn->conn->nr_port_fds--;
     close_fds(d->hv, chn);
     chn->state = ECS_FREE;
     chn->conn = NULL;
@@ -168,6 +182,17 @@ static void free_port(struct domain *d, uint32_t port)
 
 /* ---- delivery --------------------------------------------------------------------------------------------------- */
 
+static bool is_held(const struct domain *d) { return d->kind == DOMAIN_PROCESS && atomic_load(&d->pause_count); }
+
+/* Neither blocks. A full buffer says that it is pending many times over. */
+static void signal_upcall(const struct domain *d, const struct evtchn *chn)
+{
+    if (d->is_privileged)
+        eventfd_write(chn->upcall_fd, 1);
+    else
+        send(chn->upcall_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 static void set_pending(struct domain *d, struct evtchn *chn, uint32_t port)
 {
     trace_record(d->hv, TRACE_event, d->id, chn->notify_vcpu, port, chn->state);
@@ -178,8 +203,8 @@ static void set_pending(struct domain *d, struct evtchn *chn, uint32_t port)
         chn->pending = !evtchn_fifo_set_pending(v, port, &chn->place);
     else if (d->kind == DOMAIN_PV)
         evtchn_2l_set_pending(v, port);
-    else if (chn->upcall_fd >= 0)
-        eventfd_write(chn->upcall_fd, 1); /* EAGAIN: it is pending many times over */
+    else if (chn->upcall_fd >= 0 && !is_held(d))
+        signal_upcall(d, chn);
     else
         chn->pending = true;
 }
@@ -242,17 +267,45 @@ static uint64_t doorbell_key(const struct domain *d, uint32_t port, const struct
     return (uint64_t)d->id << 48 | (uint64_t)port << 32 | chn->generation;
 }
 
+static void make_upcall(const struct domain *d, struct evtchn *chn)
+{
+    int pair[2];
+    if (d->is_privileged) {
+        chn->upcall_fd = chn->client_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    } else if (!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair)) {
+        shutdown(pair[0], SHUT_RD);
+        chn->upcall_fd = pair[0];
+        chn->client_fd = pair[1];
+    }
+}
+
 static int make_fds(struct domain *d, uint32_t port, struct evtchn *chn)
 {
-    chn->upcall_fd = eventfd(chn->pending, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!d->is_privileged && chn->conn->nr_port_fds >= MAX_PORT_FDS)
+        return -XEN_ENOSPC;
+    make_upcall(d, chn);
     chn->doorbell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (chn->upcall_fd < 0 || chn->doorbell_fd < 0 ||
         doorbell_watch(d->hv, chn->doorbell_fd, doorbell_key(d, port, chn))) {
         close_fds(d->hv, chn);
         return -XEN_EMFILE;
     }
-    chn->pending = false;
+    chn->conn->nr_port_fds++;
+    if (chn->pending && !is_held(d)) {
+        chn->pending = false;
+        signal_upcall(d, chn);
+    }
     return 0;
+}
+
+/* A port that the toolstack made for a domain is the first process's that asks for it. */
+static int own_port(struct hv_conn *conn, struct evtchn *chn)
+{
+    if (!chn)
+        return -XEN_EINVAL;
+    if (!chn->conn)
+        chn->conn = conn;
+    return chn->conn == conn ? 0 : -XEN_EPERM;
 }
 
 int evtchn_port_fds(struct hv_conn *conn, uint32_t port, int *upcall, int *doorbell)
@@ -260,11 +313,11 @@ int evtchn_port_fds(struct hv_conn *conn, uint32_t port, int *upcall, int *doorb
     struct domain *d = conn->domain;
     lock(&d->hv->event_lock);
     struct evtchn *chn = live_port(d, port);
-    int rc = !chn ? -XEN_EINVAL : chn->conn != conn ? -XEN_EPERM : 0;
+    int rc = own_port(conn, chn);
     if (!rc && chn->upcall_fd < 0)
         rc = make_fds(d, port, chn);
     if (!rc) {
-        *upcall = chn->upcall_fd;
+        *upcall = chn->client_fd;
         *doorbell = chn->doorbell_fd;
     }
     unlock(&d->hv->event_lock);
@@ -279,10 +332,35 @@ void evtchn_doorbell(struct hv *hv, uint64_t key)
         return;
     lock(&hv->event_lock);
     struct evtchn *chn = live_port(d, port);
-    if (chn && doorbell_key(d, port, chn) == key)
-        send_locked(d, port);
+    if (chn && doorbell_key(d, port, chn) == key) {
+        if (is_held(d))
+            chn->rung = true;
+        else
+            send_locked(d, port);
+    }
     unlock(&hv->event_lock);
     put_domain(d);
+}
+
+/* The pause is over before the lock is taken: nothing is held any more that we don't see. */
+static void send_held(struct domain *d, struct evtchn *chn, uint32_t port)
+{
+    if (chn->rung)
+        send_locked(d, port);
+    chn->rung = false;
+    if (chn->pending && chn->upcall_fd >= 0) {
+        chn->pending = false;
+        signal_upcall(d, chn);
+    }
+}
+
+void evtchn_send_held(struct domain *d)
+{
+    lock(&d->hv->event_lock);
+    for (uint32_t port = 1; d->evtchn && !is_held(d) && port < EVTCHN_2L_NR_CHANNELS; port++)
+        if (live_port(d, port))
+            send_held(d, port_entry(d, port), port);
+    unlock(&d->hv->event_lock);
 }
 
 /* ---- making ports ----------------------------------------------------------------------------------------------- */
@@ -310,6 +388,16 @@ static int alloc_unbound(struct domain *caller, struct hv_conn *conn, struct evt
     }
     put_domain(d);
     return port < 0 ? port : 0;
+}
+
+int evtchn_make_unbound(struct domain *d, uint16_t remote)
+{
+    lock(&d->hv->event_lock);
+    int port = find_free_port(d);
+    if (port > 0)
+        take_port(d, port, ECS_UNBOUND, NULL)->remote_domid = remote;
+    unlock(&d->hv->event_lock);
+    return port;
 }
 
 static void join(struct domain *ld, uint32_t lport, struct domain *rd, uint32_t rport)
@@ -513,38 +601,40 @@ static int get_status(struct domain *caller, struct evtchn_status *op)
     return rc;
 }
 
-static int bind_vcpu_locked(struct domain *d, const struct evtchn_bind_vcpu *op)
+static int bind_vcpu_locked(struct domain *d, struct hv_conn *conn, const struct evtchn_bind_vcpu *op)
 {
     struct evtchn *chn = live_port(d, op->port);
-    if (!chn)
-        return -XEN_EINVAL;
+    int rc = may_use(d, conn, op->port);
+    if (rc)
+        return rc;
     if (chn->state == ECS_IPI || (chn->state == ECS_VIRQ && !virq_is_global(chn->virq)))
         return -XEN_EINVAL;
     chn->notify_vcpu = (uint16_t)op->vcpu;
     return 0;
 }
 
-static int bind_vcpu(struct domain *d, const struct evtchn_bind_vcpu *op)
+static int bind_vcpu(struct domain *d, struct hv_conn *conn, const struct evtchn_bind_vcpu *op)
 {
     if (!domain_vcpu(d, op->vcpu))
         return -XEN_ENOENT;
     lock(&d->hv->event_lock);
-    int rc = bind_vcpu_locked(d, op);
+    int rc = bind_vcpu_locked(d, conn, op);
     unlock(&d->hv->event_lock);
     return rc;
 }
 
-static int unmask(struct domain *d, uint32_t port)
+static int unmask(struct domain *d, struct hv_conn *conn, uint32_t port)
 {
     lock(&d->hv->event_lock);
     struct evtchn *chn = live_port(d, port);
-    struct vcpu *v = chn && d->kind == DOMAIN_PV ? d->vcpu[chn->notify_vcpu] : NULL;
+    int rc = may_use(d, conn, port);
+    struct vcpu *v = !rc && d->kind == DOMAIN_PV ? d->vcpu[chn->notify_vcpu] : NULL;
     if (v && d->fifo_events)
         evtchn_fifo_unmask(v, port, &chn->place);
     else if (v)
         evtchn_2l_unmask(v, port);
     unlock(&d->hv->event_lock);
-    return chn ? 0 : -XEN_EINVAL;
+    return rc;
 }
 
 static int send_port(struct domain *d, struct hv_conn *conn, uint32_t port)
@@ -691,9 +781,9 @@ int64_t do_event_channel_op(struct vcpu *curr, struct domain *caller, struct hv_
     case EVTCHNOP_close:
         return copy_from_guest(&port, arg, sizeof(port)) ? -XEN_EFAULT : close_port(caller, conn, port);
     case EVTCHNOP_unmask:
-        return copy_from_guest(&port, arg, sizeof(port)) ? -XEN_EFAULT : unmask(caller, port);
+        return copy_from_guest(&port, arg, sizeof(port)) ? -XEN_EFAULT : unmask(caller, conn, port);
     case EVTCHNOP_bind_vcpu:
-        return copy_from_guest(&to_vcpu, arg, sizeof(to_vcpu)) ? -XEN_EFAULT : bind_vcpu(caller, &to_vcpu);
+        return copy_from_guest(&to_vcpu, arg, sizeof(to_vcpu)) ? -XEN_EFAULT : bind_vcpu(caller, conn, &to_vcpu);
     case EVTCHNOP_reset:
         return copy_from_guest(&which, arg, sizeof(which)) ? -XEN_EFAULT : reset(caller, conn, &which);
     case EVTCHNOP_init_control:

@@ -22,14 +22,19 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../public/hcall_ring.h"
 #include "hypercall.h"
 
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83 /* off: a descriptor of the client's whose last close waits for ever never gets to us */
+#endif
 #define MAX_RINGS_PRIVILEGED 64u
 #define MAX_RINGS 4u
 #define SPIN_NS 5000u
+#define HELD_NS 2000000 /* how often a paused domain's call looks whether it may go on */
 #define UNPRIVILEGED_NICE 5 /* as physical CPUs: what a guest orders doesn't come before Dom0 */
 
 struct hcall_ring {
@@ -54,10 +59,13 @@ static int64_t call_to_the_end(struct hcall_ring *r, const struct hcall_entry *e
 {
     const uint64_t args[6] = {e->args[0], e->args[1], e->args[2], e->args[3], e->args[4], 0};
     int64_t ret;
-    do
-        ret = conn_hypercall(r->conn, &r->channel, e->nr, args);
-    while (ret == -XEN_ERESTART && !atomic_load(&r->stopping));
-    return ret == -XEN_ERESTART ? -XEN_EIO : ret;
+    while ((ret = conn_hypercall(r->conn, &r->channel, e->nr, args)) == -XEN_ERESTART) {
+        if (atomic_load(&r->stopping))
+            return -XEN_EIO;
+        if (conn_is_held(r->conn))
+            nanosleep(&(struct timespec){.tv_nsec = HELD_NS}, NULL);
+    }
+    return ret;
 }
 
 static void wake_client(struct hcall_ring *r)
@@ -193,6 +201,7 @@ static int make_parts(struct hcall_ring *r, int fds[2])
         close(fds[0]);
         return -XEN_EMFILE;
     }
+    setsockopt(pair[0], SOL_SOCKET, SO_PASSRIGHTS, &(int){0}, sizeof(int)); /* Linux 6.16 */
     r->socket = pair[0];
     fds[1] = pair[1];
     return 0;

@@ -16,6 +16,14 @@
 typedef struct hv hv_t;
 typedef struct hv_conn hv_conn_t;
 
+/* What a process domain finds at its start, all of it in its bank: the hypervisor's frames, the rings of xenstore and
+ * console, then RAM. Its gfns are mfns. */
+struct hv_process {
+    uint64_t base_mfn, nr_frames, serial; /* the bank; no two have the same serial number */
+    uint64_t shared_info_mfn, grant_mfn, store_mfn, console_mfn, first_free_mfn;
+    uint32_t nr_grant_frames, store_port, console_port;
+};
+
 struct hv_config {
     uint32_t nr_pcpus;        /* physical CPUs, one thread each; 1..64 */
     uint32_t console_bytes;   /* hypervisor console ring, a power of two; 0: 64 KiB */
@@ -38,20 +46,34 @@ void hv_get_statistics(hv_t *hv, struct hv_statistics *out);
 /* The memfd of machine memory: frame mfn lies at byte mfn << 12. Owned by the machine. */
 int hv_bank_fd(hv_t *hv);
 uint64_t hv_bank_bytes(hv_t *hv);
+/* Every mfn, of any bank at any time, is below. */
+uint64_t hv_max_mfn(hv_t *hv);
+
+/* Makes a new PV domain, paused, without memory or context, a process domain with a bank of `bank_bytes`. It keeps its id,
+ * handle and limits; its ports are gone. Its two rings are granted to Dom0 and have ports for Dom0 to bind. */
+int hv_adopt(hv_t *hv, uint16_t domid, uint64_t bank_bytes, struct hv_process *out);
+/* What the domain found at its start, and a duplicate of its bank's memfd. -XEN_ENOENT: it lives in the main bank. */
+int hv_process_bank(hv_t *hv, uint16_t domid, struct hv_process *out, int *fd);
 
 /* A process of a process domain. domid 0 is Dom0. */
 int hv_conn_create(hv_t *hv, uint16_t domid, hv_conn_t **out);
-/* Closes its ports, unmaps its grants, drops its arena. */
+/* Ends its rings, closes its ports, unmaps its grants, drops its arena. A process domain, other than Dom0, that loses its
+ * last connection before it has shut down has crashed. */
 void hv_conn_destroy(hv_conn_t *conn);
 /* The client's sealed memfd, given once: guest handles of this connection's hypercalls are byte offsets in it. The fd is
  * not kept. */
 int hv_conn_set_arena(hv_conn_t *conn, int fd, uint64_t bytes);
+/* The same, made by the hypervisor: nothing is trusted of it. The memfd is the caller's to close. */
+int hv_conn_make_arena(hv_conn_t *conn, uint64_t bytes, int *fd);
+/* Readable once the domain is being destroyed; -1 for Dom0. Stays the core's. */
+int hv_conn_hangup_fd(hv_conn_t *conn);
 int64_t hv_conn_hypercall(hv_conn_t *conn, uint64_t nr, const uint64_t args[6]);
 /* A ring for hypercalls (public/hcall_ring.h), served by a thread of its own until the client closes its half of the
  * doorbell. The two descriptors are the caller's to close. */
 int hv_conn_open_ring(hv_conn_t *conn, int *memfd, int *doorbell);
-/* The two eventfds of a port this connection has bound. `upcall` is readable when the port is pending; a write to
- * `doorbell` is EVTCHNOP_send. Both stay the core's: hand on duplicates (SCM_RIGHTS makes them). */
+/* Of a port this connection has bound. `upcall` is readable when the port is pending: an eventfd of Dom0's, one half of a
+ * socket pair of anybody else, who could make an eventfd blocking. `doorbell` is an eventfd, a write to it EVTCHNOP_send.
+ * Both stay the core's: hand on duplicates (SCM_RIGHTS makes them). */
 int hv_conn_port_fds(hv_conn_t *conn, uint32_t port, int *upcall, int *doorbell);
 
 /* Text of the hypervisor console is read through XEN_SYSCTL_readconsole; this appends a line to it. */

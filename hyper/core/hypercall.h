@@ -19,6 +19,8 @@ struct hv_conn {
     uint8_t *arena;              /* set once: other threads use it without a lock */
     uint64_t arena_bytes;
     struct list grant_maps;      /* guarded by event_lock */
+    uint32_t nr_port_fds;        /* the same */
+    int hangup_fd;               /* an eventfd: the domain is being destroyed; -1 of Dom0 */
     struct hcall_channel socket;
     struct list rings;           /* hcall_ring.c; the control thread's */
     uint32_t nr_rings;
@@ -55,6 +57,10 @@ int64_t do_hypercall(uint64_t nr, const uint64_t args[6]);
 
 /* The same as a connection: one bounded piece (conn.c). */
 int64_t conn_hypercall(struct hv_conn *conn, struct hcall_channel *channel, uint64_t nr, const uint64_t args[6]);
+/* Tells the processes of a domain that it ends. */
+void conns_hang_up(struct domain *d);
+/* The connection's domain is paused: its calls are answered -XEN_ERESTART meanwhile. */
+bool conn_is_held(const struct hv_conn *conn);
 /* Ends the threads of its rings and waits for them (hcall_ring.c). */
 void hcall_rings_end(struct hv_conn *conn);
 /* No one can change the size of this memfd any more; 0 or -1. */

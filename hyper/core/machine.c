@@ -95,21 +95,19 @@ static void init_locks(struct hv *hv)
     list_init(&hv->conns);
 }
 
-/* Its connections come later; vCPU 0 stands for all of them. */
+/* Its connections come later. */
 static int create_dom0(struct hv *hv)
 {
     struct domain *d;
-    int rc = domain_create(hv, 0, DOMAIN_PROCESS, 1, &d);
+    int rc = domain_create(hv, 0, DOMAIN_PROCESS, 1, NULL, &d);
     if (rc)
         return rc;
     hv->dom0 = d;
     d->is_privileged = true;
-    if ((rc = grant_table_init(d, 64, 1u << 20)) || (rc = vcpu_create(d, 0))) {
+    if ((rc = grant_table_init(d, 64, 1u << 20)) || (rc = process_vcpu_create(d))) {
         put_domain(d);
         return rc;
     }
-    d->vcpu[0]->initialised = true;
-    d->vcpu[0]->online = true;
     d->controller_pauses = 0;
     d->pause_count = 0;
     time_publish_wallclock(d);
@@ -244,8 +242,10 @@ void hv_get_statistics(hv_t *hv, struct hv_statistics *out)
     lock(&hv->heap_lock);
     out->total_frames = hv->nr_frames - 1;
     out->free_frames = hv->free_frames;
+    out->nr_banks = hv->nr_banks;
     unlock(&hv->heap_lock);
 }
 
 int hv_bank_fd(hv_t *hv) { return hv->bank_fd; }
 uint64_t hv_bank_bytes(hv_t *hv) { return hv->nr_frames << PAGE_SHIFT; }
+uint64_t hv_max_mfn(hv_t *hv) { return hv->max_mfn; }

@@ -13,11 +13,15 @@ struct hv {
     /* memory: every bank is mapped at bank_base + (mfn << PAGE_SHIFT) */
     uint8_t *bank_base;
     int bank_fd;
-    uint64_t nr_frames;           /* mfns are 1..nr_frames-1; 0 is never handed out */
+    uint64_t nr_frames;           /* mfns of the main bank are 1..nr_frames-1; 0 is never handed out */
+    uint64_t max_mfn;             /* the window: main bank, then room for those of process domains (bank.c) */
+    uint64_t first_bank_mfn, next_bank_mfn, last_bank_serial;
+    struct list banks;
+    uint32_t nr_banks;
     struct page_info *frame_table;
     lock_t heap_lock;
     uint32_t free_list[MAX_ORDER + 1];
-    uint64_t free_frames;
+    uint64_t free_frames;         /* may be fewer than the lists hold: banks are charged here */
     uint64_t *invalid_m2p_page;   /* 512 times INVALID_M2P_ENTRY */
 
     /* domains */

@@ -34,6 +34,7 @@ enum {
     PGC_code = 1u << 2,      /* the owner's engine holds translations of it: no TLB may hold a write tag */
     PGC_scrub = 1u << 3,     /* free, but not yet zeroed */
     PGC_free = 1u << 4,
+    PGC_bank = 1u << 5,      /* of a process domain's bank: it never goes to the heap */
 };
 
 /* One per machine frame. Everything but `count` (atomic) is changed under the owner's lock, or under the heap lock
@@ -71,6 +72,9 @@ struct page_info *alloc_domheap_pages(struct domain *d, unsigned order);
 /* One frame for a domain's shared_info or grant table: PGC_xen_heap, not counted, type PGT_shared_page with one reference. */
 struct page_info *alloc_xenheap_page(struct domain *d);
 void free_xenheap_page(struct domain *d, struct page_info *pg);
+
+/* All frames that a process domain's bank still has become its RAM. 0, or -XEN_ENOMEM: more than its max_pages. */
+int bank_to_domheap(struct domain *d);
 
 /* References of a frame are taken and dropped under the lock of its owner. A frame whose last reference goes leaves the
  * domain: its gfn is unmapped, every TLB of the owner forgets it (the engine may quiesce: hold no lock below the domain's),

@@ -1,8 +1,9 @@
 /*
  * Machine memory: the bank, the frame table, the frame allocator, references of frames.
  *
- * The bank is one sealed memfd, mapped whole and sparse; mfn n lies at byte n << 12. The frame table is a sparse mapping
- * as well and all zeroes means "never used", so that starting a machine touches nothing.
+ * The main bank is one sealed memfd, mapped whole and sparse; mfn n lies at byte n << 12. Behind it the window has room for
+ * the banks of process domains (bank.c). The frame table covers the window, is a sparse mapping as well, and all zeroes
+ * means "never used", so that starting a machine touches nothing.
  *
  * Free memory is kept in naturally aligned chunks of 2^order frames, one list per order, linked through the frame table
  * by mfn. Only the first frame of a free chunk says so (PGC_free, order): a chunk is split and merged with its buddy
@@ -20,6 +21,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "bank.h"
 #include "hypercall.h"
 #include "machine.h"
 
@@ -27,6 +29,7 @@
 #define NR_RESERVED_FRAMES 256u /* the first MiB of a PC isn't RAM; mfn 0 ends lists */
 #define MAX_COUNT 0x80000000u
 #define HUGE_BYTES (2ull << 20)
+#define BANKS_FRAMES (1ull << 24) /* 64 GiB of numbers for the banks of process domains */
 
 struct page_info *mfn_to_page(struct hv *hv, mfn_t mfn)
 {
@@ -114,7 +117,7 @@ static uint32_t chunk_alloc(struct hv *hv, unsigned order)
 
     while (have <= MAX_ORDER && !hv->free_list[have])
         have++;
-    if (have > MAX_ORDER)
+    if (have > MAX_ORDER || 1ull << order > hv->free_frames)
         return 0;
     mfn = hv->free_list[have];
     chunk_remove(hv, mfn);
@@ -135,28 +138,29 @@ static void *map_sparse(uint64_t bytes)
     return p == MAP_FAILED ? NULL : p;
 }
 
-/* The bank lies at a multiple of 2 MiB, so that the host can back it with huge pages. */
-static uint8_t *map_bank(int fd, uint64_t bytes)
+/* The window lies at a multiple of 2 MiB, so that the host can back banks with huge pages. The main bank is mapped at its
+ * beginning. */
+static uint8_t *map_window(int fd, uint64_t bytes, uint64_t window_bytes)
 {
-    uint8_t *room = mmap(NULL, bytes + HUGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *room = mmap(NULL, window_bytes + HUGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     uint8_t *base;
 
     if (room == MAP_FAILED)
         return NULL;
     base = (uint8_t *)(((uintptr_t)room + HUGE_BYTES - 1) & ~(uintptr_t)(HUGE_BYTES - 1));
     if (mmap(base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0) == MAP_FAILED) {
-        munmap(room, bytes + HUGE_BYTES);
+        munmap(room, window_bytes + HUGE_BYTES);
         return NULL;
     }
     if (base > room)
         munmap(room, (size_t)(base - room));
     if (base < room + HUGE_BYTES)
-        munmap(base + bytes, (size_t)(room + HUGE_BYTES - base));
+        munmap(base + window_bytes, (size_t)(room + HUGE_BYTES - base));
     madvise(base, bytes, MADV_HUGEPAGE);
     return base;
 }
 
-static int bank_create(struct hv *hv, uint64_t bytes)
+static int main_bank_create(struct hv *hv, uint64_t bytes)
 {
     hv->bank_fd = memfd_create("umxen-bank", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (hv->bank_fd < 0)
@@ -164,7 +168,7 @@ static int bank_create(struct hv *hv, uint64_t bytes)
     if (ftruncate(hv->bank_fd, (off_t)bytes) ||
         fcntl(hv->bank_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
         return -XEN_ENOMEM;
-    hv->bank_base = map_bank(hv->bank_fd, bytes);
+    hv->bank_base = map_window(hv->bank_fd, bytes, hv->max_mfn << PAGE_SHIFT);
     return hv->bank_base ? 0 : -XEN_ENOMEM;
 }
 
@@ -194,14 +198,17 @@ int heap_init(struct hv *hv)
     hv->bank_base = NULL;
     hv->frame_table = NULL;
     hv->invalid_m2p_page = NULL;
-    if (!bytes || bytes % HUGE_BYTES || bytes >> PAGE_SHIFT > UINT32_MAX)
+    list_init(&hv->banks);
+    if (!bytes || bytes % HUGE_BYTES || (bytes >> PAGE_SHIFT) + BANKS_FRAMES > UINT32_MAX)
         return -XEN_EINVAL;
     memset(hv->free_list, 0, sizeof(hv->free_list));
     hv->free_frames = 0;
     hv->nr_frames = bytes >> PAGE_SHIFT;
-    rc = bank_create(hv, bytes);
+    hv->first_bank_mfn = hv->next_bank_mfn = hv->nr_frames;
+    hv->max_mfn = hv->nr_frames + BANKS_FRAMES;
+    rc = main_bank_create(hv, bytes);
     if (!rc) {
-        hv->frame_table = map_sparse(hv->nr_frames * sizeof(struct page_info));
+        hv->frame_table = map_sparse(hv->max_mfn * sizeof(struct page_info));
         hv->invalid_m2p_page = map_sparse(PAGE_SIZE);
         if (!hv->frame_table || !hv->invalid_m2p_page)
             rc = -XEN_ENOMEM;
@@ -218,11 +225,11 @@ int heap_init(struct hv *hv)
 void heap_destroy(struct hv *hv)
 {
     if (hv->bank_base)
-        munmap(hv->bank_base, hv->nr_frames << PAGE_SHIFT);
+        munmap(hv->bank_base, hv->max_mfn << PAGE_SHIFT);
     if (hv->bank_fd >= 0)
         close(hv->bank_fd);
     if (hv->frame_table)
-        munmap(hv->frame_table, hv->nr_frames * sizeof(struct page_info));
+        munmap(hv->frame_table, hv->max_mfn * sizeof(struct page_info));
     if (hv->invalid_m2p_page)
         munmap(hv->invalid_m2p_page, PAGE_SIZE);
     hv->bank_base = NULL;
@@ -262,6 +269,15 @@ struct page_info *alloc_heap_pages(struct hv *hv, unsigned order)
     for (uint64_t i = 0; i < 1ull << order; i++)
         frame_prepare(hv, &hv->frame_table[mfn + i], DOMID_INVALID, 0);
     return &hv->frame_table[mfn];
+}
+
+/* A frame of a bank is the bank's until all of it goes. heap_lock held. */
+static void bank_frame_free(struct domain *d, struct page_info *pg)
+{
+    ASSERT(!atomic_load_explicit(&pg->count, memory_order_relaxed));
+    pg->flags = PGC_bank;
+    pg->owner = DOMID_INVALID;
+    d->bank->nr_live--;
 }
 
 /* heap_lock held. */
@@ -363,14 +379,37 @@ struct page_info *alloc_domheap_pages(struct domain *d, unsigned order)
     return pg;
 }
 
+/* Each frame is charged to the domain before anybody can know it. */
+int bank_to_domheap(struct domain *d)
+{
+    struct hv *hv = d->hv;
+    struct page_info *pg;
+    uint64_t nr = d->bank->nr_frames - d->bank->nr_taken;
+
+    if (!nr || d->tot_pages + nr > d->max_pages)
+        return -XEN_ENOMEM;
+    atomic_fetch_add(&d->refs, 1); /* as in quota_alloc */
+    while ((pg = bank_take(d->bank))) {
+        pg->owner = d->id;
+        pg->flags |= PGC_allocated;
+        physmap_set(d, page_to_gfn(d, pg), page_to_mfn(hv, pg), p2m_ram);
+        lock(&hv->heap_lock);
+        d->tot_pages++;
+        page_list_append(d, pg);
+        unlock(&hv->heap_lock);
+        atomic_store_explicit(&pg->count, 1, memory_order_release);
+    }
+    return 0;
+}
+
 struct page_info *alloc_xenheap_page(struct domain *d)
 {
-    struct page_info *pg = alloc_heap_pages(d->hv, 0);
+    struct page_info *pg = d->bank ? bank_take(d->bank) : alloc_heap_pages(d->hv, 0);
 
     if (!pg)
         return NULL;
     pg->owner = d->id;
-    pg->flags = PGC_xen_heap | PGC_allocated;
+    pg->flags |= PGC_xen_heap | PGC_allocated;
     pg->type = PGT_shared_page;
     pg->type_count = 1;
     physmap_set(d, page_to_gfn(d, pg), page_to_mfn(d->hv, pg), p2m_ram);
@@ -443,7 +482,10 @@ static bool return_frames(struct domain *d, struct page_info **pages, unsigned n
             page_list_remove(d, pages[i]);
             d->tot_pages--;
         }
-        frames_free(hv, pages[i], 0);
+        if (pages[i]->flags & PGC_bank)
+            bank_frame_free(d, pages[i]);
+        else
+            frames_free(hv, pages[i], 0);
     }
     last = before && !d->tot_pages;
     unlock(&hv->heap_lock);

@@ -2,7 +2,7 @@
  * Each domain's two tables between guest frames and others: the physmap (gfn -> machine frame), which only we read, and
  * the machine-to-phys table (gfn -> the guest's own pfn), which the guest reads at M2P_VIRT_START.
  *
- * The physmap is one sparse mapping over every gfn of the machine: an entry costs memory only near used ones. It is
+ * The physmap is one sparse mapping over every gfn that the domain may have: an entry costs memory only near used ones. It is
  * written under the domain lock and read without it when a TLB is filled, hence the atomics.
  *
  * The machine-to-phys table is made of pages of 512 entries. Absent ones are all the one page of hv->invalid_m2p_page,
@@ -11,6 +11,7 @@
  */
 #include <sys/mman.h>
 
+#include "bank.h"
 #include "hypercall.h"
 #include "machine.h"
 
@@ -24,13 +25,14 @@ struct m2p {
 
 int physmap_init(struct domain *d)
 {
-    void *p = mmap(NULL, d->hv->nr_frames * sizeof(uint64_t), PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint64_t nr_gfns = d->bank ? d->bank->base + d->bank->nr_frames : d->hv->nr_frames;
+    void *p = mmap(NULL, nr_gfns * sizeof(uint64_t), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
 
     if (p == MAP_FAILED)
         return -XEN_ENOMEM;
     d->physmap.entry = p;
-    d->physmap.nr_gfns = d->hv->nr_frames;
+    d->physmap.nr_gfns = nr_gfns;
     return 0;
 }
 
@@ -42,7 +44,6 @@ void physmap_destroy(struct domain *d)
     d->physmap.nr_gfns = 0;
 }
 
-/* Process domains have none: their frames are named by mfn. */
 void physmap_set(struct domain *d, gfn_t gfn, mfn_t mfn, enum p2m_type type)
 {
     if (gfn_x(gfn) < d->physmap.nr_gfns)

@@ -168,8 +168,8 @@ int64_t do_sched_op(struct vcpu *curr, struct domain *caller, uint64_t cmd, uint
     case SCHEDOP_pin_override:
         return -XEN_EPERM;
     }
-    if (!curr) /* a process waits by other means */
-        return -XEN_ENOSYS;
+    if (!curr) /* a process waits by other means, and its host's scheduler is asked elsewhere */
+        return (uint32_t)cmd == SCHEDOP_yield ? 0 : -XEN_ENOSYS;
     switch ((uint32_t)cmd) {
     case SCHEDOP_yield:
         vcpu_yield(curr);

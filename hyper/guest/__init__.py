@@ -3,19 +3,23 @@ hyper/guest/README.md.
 """
 
 from hyper.guest.arena import Arena, Buffer
-from hyper.guest.client import Hypervisor, attach, connect
-from hyper.guest.grants import Mapping
+from hyper.guest.client import Hypervisor, ProcessDomain, attach, connect
+from hyper.guest.grants import GrantCopy, Mapping
+from hyper.guest.memory import Pages
 from hyper.guest.ports import Port
 from hyper.public.errors import GrantError, HypervisorGone, XenError
 
 __all__ = [
     "Arena",
     "Buffer",
+    "GrantCopy",
     "GrantError",
     "Hypervisor",
     "HypervisorGone",
     "Mapping",
+    "Pages",
     "Port",
+    "ProcessDomain",
     "XenError",
     "attach",
     "connect",

@@ -55,13 +55,11 @@ class Buffer:
 class Arena:
     """`fd` is what hyper gets; the mapping lives as long as a view into it does."""
 
-    def __init__(self, nbytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, nbytes: int = DEFAULT_BYTES, fd: int | None = None) -> None:
+        """`fd`: the memfd that hyper has made; it is ours from now on."""
         self.bytes = nbytes
-        self.fd = os.memfd_create("umxen-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = _new_memfd(nbytes) if fd is None else fd
         try:
-            os.ftruncate(self.fd, nbytes)
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
             self._view = memoryview(mmap.mmap(self.fd, nbytes))
         except BaseException:
             os.close(self.fd)
@@ -125,3 +123,14 @@ class Arena:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _new_memfd(nbytes: int) -> int:
+    fd = os.memfd_create("umxen-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

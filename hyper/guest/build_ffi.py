@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 from hyper.public.headers import PUBLIC, declarations, public_headers  # noqa: E402
 
 GUEST = ROOT / "hyper" / "guest"
-HEADERS = [GUEST / f"{name}.h" for name in ("bank", "front", "hcall", "rings")]
+HEADERS = [GUEST / f"{name}.h" for name in ("bank", "front", "grant_entries", "hcall", "rings")]
 
 
 def ffi() -> cffi.FFI:

@@ -15,6 +15,7 @@ import select
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import trio
 from hyper.guest import abi
 from hyper.guest.arena import DEFAULT_BYTES, Arena
 from hyper.guest.bank import Window
-from hyper.guest.grants import Mapping
+from hyper.guest.grant_table import GrantTable
+from hyper.guest.grants import GrantCopy, Mapping
 from hyper.guest.hcall import HypercallRing
+from hyper.guest.memory import Memory
 from hyper.guest.ports import Port
 from hyper.public import wire
 from hyper.public.errors import GrantError, HypervisorGone, XenErrno, xen_error
@@ -33,6 +36,26 @@ from hyper.public.types import PAGE_SHIFT, DomId, EvtchnPort, GrantHandle, Mfn, 
 
 _U64 = (1 << 64) - 1
 _HUNG_UP = "hyper has hung up"
+
+
+@dataclass(frozen=True)
+class ProcessDomain:
+    """What a process domain finds in its bank at its start (struct hv_process). Its gfns are mfns.
+
+    From first_free_mfn to the end of the bank it is RAM that nothing lies in.
+    """
+
+    base_mfn: int
+    nr_frames: int
+    serial: int
+    shared_info_mfn: int
+    grant_mfn: int
+    store_mfn: int
+    console_mfn: int
+    first_free_mfn: int
+    nr_grant_frames: int
+    store_port: int
+    console_port: int
 
 
 @asynccontextmanager
@@ -59,12 +82,12 @@ async def attach(sock: socket.socket, arena_bytes: int = DEFAULT_BYTES) -> Async
     """
     failure: BaseException | None = None
     sock.setblocking(False)
-    with sock, Arena(arena_bytes) as arena:
-        hyp = Hypervisor(sock, arena)
+    with sock:
+        hyp = Hypervisor(sock)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hyp._watch)
             try:
-                await hyp._start()
+                await hyp._start(arena_bytes)
                 yield hyp
             except BaseException as error:  # raised again outside the nursery, so not as a group
                 failure = error
@@ -78,11 +101,17 @@ class Hypervisor:
     """What a process of a process domain asks of its hypervisor. Made by connect() and attach()."""
 
     domid: DomId
+    arena: Arena
+    process_domain: ProcessDomain | None = None
+    """What a process domain other than Dom0 found at its start."""
+    memory: Memory
+    """Such a domain's free RAM."""
+    grant_table: GrantTable
+    """And its own grant table."""
 
-    def __init__(self, sock: socket.socket, arena: Arena) -> None:
-        self.arena = arena
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._window = Window(0)
+        self._window = Window(0, 0)
         self._bank_bytes = 0
         self._turn = trio.Lock()
         self._ports: set[Port] = set()
@@ -118,7 +147,7 @@ class Hypervisor:
     # --- memory
 
     def frame(self, mfn: int) -> memoryview:
-        """The 4096 bytes of a machine frame. Dom0 only: others have no bank.
+        """The 4096 bytes of a machine frame: for Dom0 any, for others one of their own bank.
 
         Raises: OutOfRange.
         """
@@ -144,7 +173,30 @@ class Hypervisor:
         return self._window.max_mfn
 
     async def map_bank(self, domid: int) -> None:
-        """Makes the memory of `domid` visible here. Guests on CPUs live in the main bank, which is."""
+        """Makes the memory of `domid` visible here. Guests on CPUs live in the main bank, which is; a process
+        domain has its own, which stays mapped. Once per domain, before its grants are used.
+
+        Raises: XenError: NoSuchDomain.
+        """
+        fields, fds = await self._request(wire.Bank(domid))
+        try:
+            if fields["ret"] == -XenErrno.ENOENT:
+                return
+            _checked("bank", fields, {"domid": domid})
+            start = ProcessDomain(**fields["process"])
+            self._window.map(start.base_mfn, fds[0], start.nr_frames << PAGE_SHIFT, start.serial)
+        finally:
+            close_fds(fds)
+
+    async def adopt(self, domid: int, bank_bytes: int) -> tuple[ProcessDomain, socket.socket]:
+        """Makes a PV domain that was just created, paused and empty, a process domain with its own memory.
+
+        Returns: what it finds at its start; the socket that is the domain, for attach() in its process.
+        Raises: XenError: NoSuchDomain, BadArgument, Busy, OutOfFrames.
+        """
+        fields, fds = await self._request(wire.Adopt(domid, bank_bytes), nr_fds=1)
+        _checked("adopt", fields, {"domid": domid, "bank_bytes": bank_bytes})
+        return ProcessDomain(**fields["process"]), socket.socket(fileno=fds[0])
 
     async def map_grant(self, domid: int, gref: int, readonly: bool = False) -> Mapping:
         """Maps the frame that `domid` grants us as `gref`.
@@ -160,6 +212,8 @@ class Hypervisor:
             if buf.struct.status != abi.lib.GNTST_okay:
                 raise GrantError("map_grant_ref", buf.struct.status, domid=domid, gref=gref)
             handle, mfn = GrantHandle(buf.struct.handle), Mfn(buf.struct.dev_bus_addr >> PAGE_SHIFT)
+            if mfn >= self._bank_bytes >> PAGE_SHIFT:
+                await self.map_bank(domid)  # perhaps another's than the one we know at this place
         view = self.frame(mfn)
         return Mapping(handle, mfn, view.toreadonly() if readonly else view, self._unmap_grant)
 
@@ -171,6 +225,19 @@ class Hypervisor:
             await self.hypercall(abi.nr.grant_table_op, abi.lib.GNTTABOP_unmap_grant_ref, buf.addr, 1)
             if buf.struct.status != abi.lib.GNTST_okay:
                 raise GrantError("unmap_grant_ref", buf.struct.status, handle=mapping.handle)
+
+    async def grant_copy(self, *copies: GrantCopy) -> list[int]:
+        """Copies between our arena's pages and frames granted to us, or between two of these.
+
+        Returns: the status (GNTST_*) of each.
+        Raises: XenError; HypervisorGone.
+        """
+        with self.arena.alloc(len(copies) * abi.sizeof("struct gnttab_copy")) as buf:
+            ops = abi.struct("struct gnttab_copy", buf.view)
+            for index, copy in enumerate(copies):
+                copy.fill(ops[index])
+            await self.hypercall(abi.nr.grant_table_op, abi.lib.GNTTABOP_copy, buf.addr, len(copies))
+            return [ops[index].status for index in range(len(copies))]
 
     # --- hot calls
 
@@ -238,6 +305,15 @@ class Hypervisor:
             dom=abi.lib.DOMID_SELF, remote_dom=remote_domid,
         )  # fmt: skip
 
+    async def open_port(self, number: int) -> Port:
+        """A port of ours that exists: the toolstack has made it, for xenstore or the console.
+
+        Raises: XenError: BadArgument for no such port; NotPrivileged for that of another process.
+        """
+        with trio.CancelScope(shield=True):
+            port = await self._request_port(EvtchnPort(number))
+        return port
+
     async def _bind(self, command: int, ctype: str, result: str, **fields: int) -> Port:
         with trio.CancelScope(shield=True), self.arena.new(ctype, **fields) as buf:
             await self._evtchn_op(command, buf.addr, **fields)
@@ -286,19 +362,35 @@ class Hypervisor:
 
     # --- the connection
 
-    async def _start(self) -> None:
+    async def _start(self, arena_bytes: int = DEFAULT_BYTES) -> None:
         fields, fds = await self._request(wire.Hello(wire.VERSION))
         try:
             _checked("hello", fields, {})
             self.domid = DomId(fields["domid"])
-            if fds:
+            if "process" in fields:
+                start = self.process_domain = ProcessDomain(**fields["process"])
+                self._window = Window(start.base_mfn, start.base_mfn + start.nr_frames)
+                self._window.map(start.base_mfn, fds[0], start.nr_frames << PAGE_SHIFT)
+                end = start.base_mfn + start.nr_frames
+                self.memory = Memory(start.first_free_mfn, end - start.first_free_mfn, self.frames)
+                self.grant_table = GrantTable(self.frames(start.grant_mfn, start.nr_grant_frames))
+            elif fds:
                 self._bank_bytes = fields["bank_bytes"]
-                self._window = Window(fields["max_mfn"])
+                self._window = Window(0, fields["max_mfn"])
                 self._window.map(0, fds[0], self._bank_bytes)
         finally:
             close_fds(fds)
-        fields, _ = await self._request(wire.Arena(self.arena.bytes), (self.arena.fd,), nr_fds=0)
-        _checked("arena", fields, {"bytes": self.arena.bytes})
+        await (self._take_arena if self.process_domain else self._give_arena)(arena_bytes)
+
+    async def _give_arena(self, nbytes: int) -> None:
+        self.arena = Arena(nbytes)
+        fields, _ = await self._request(wire.Arena(nbytes), (self.arena.fd,), nr_fds=0)
+        _checked("arena", fields, {"bytes": nbytes})
+
+    async def _take_arena(self, nbytes: int) -> None:
+        fields, fds = await self._request(wire.MakeArena(nbytes), nr_fds=1)
+        _checked("make_arena", fields, {"bytes": nbytes})
+        self.arena = Arena(nbytes, fds[0])
 
     async def _request(
         self, request: wire.Request, fds: Sequence[int] = (), nr_fds: int | None = None
@@ -342,7 +434,9 @@ class Hypervisor:
         for port in self._ports:
             port._drop()
         self._ports.clear()
-        self._window = Window(0)
+        self._window = Window(0, 0)
+        if hasattr(self, "arena"):
+            self.arena.close()
 
     def _hang_up(self, reason: str) -> None:
         if not self._gone.is_set():

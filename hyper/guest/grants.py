@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import trio
 
+from hyper.guest.abi import lib
 from hyper.public.types import GrantHandle, Mfn
+
+
+@dataclass(frozen=True)
+class GrantCopy:
+    """One GNTTABOP_copy. Each side: (DOMID_SELF, page of our arena: `addr >> 12`), or (domid, gref) of
+    another domain; and where in the page.
+    """
+
+    source: tuple[int, int]
+    dest: tuple[int, int]
+    nbytes: int
+    source_offset: int = 0
+    dest_offset: int = 0
+
+    def fill(self, op: Any) -> None:
+        """Writes it into a struct gnttab_copy."""
+        op.len, op.flags = self.nbytes, 0
+        op.source.offset, op.dest.offset = self.source_offset, self.dest_offset
+        for ptr, (domid, what), flag in (
+            (op.source, self.source, lib.GNTCOPY_source_gref),
+            (op.dest, self.dest, lib.GNTCOPY_dest_gref),
+        ):
+            ptr.domid = domid
+            if domid == lib.DOMID_SELF:
+                ptr.u.gmfn = what
+            else:
+                ptr.u.ref = what
+                op.flags |= flag
 
 
 class Mapping:

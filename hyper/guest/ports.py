@@ -1,4 +1,7 @@
-"""Event channel ports of this connection. Two eventfds each: no hypercall to wait or to notify."""
+"""Event channel ports of this connection. Two descriptors each: no hypercall to wait or to notify.
+
+The upcall is an eventfd in Dom0 and a stream socket elsewhere; a read drains either.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from hyper.public.errors import HypervisorGone
 from hyper.public.types import EvtchnPort
 
 _ONE = (1).to_bytes(8, "little")
+_DRAIN_BYTES = 65536
 
 
 class Port:
@@ -29,12 +33,14 @@ class Port:
 
     @property
     def upcall_fd(self) -> int:
-        """Readable when notified; drain it by reads until EAGAIN. For C threads, instead of wait()."""
+        """For a C thread instead of wait(): readable when the port is pending; read 64 bytes or more until
+        EAGAIN. Non-blocking.
+        """
         return self._upcall
 
     @property
     def doorbell_fd(self) -> int:
-        """Eight bytes, a native 1, written here notify the other end. Ours to close."""
+        """For a C thread instead of notify(): an eventfd; write a uint64_t of 1."""
         return self._doorbell
 
     async def wait(self) -> None:
@@ -50,7 +56,7 @@ class Port:
                 raise trio.ClosedResourceError(f"port {self.number} is closed")
             try:
                 await trio.lowlevel.wait_readable(self._upcall)
-                os.read(self._upcall, 8)
+                os.read(self._upcall, _DRAIN_BYTES)
                 return
             except BlockingIOError:
                 continue

@@ -30,7 +30,10 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Hello:
-    """Must come first. Reply: domid, bank_bytes, max_mfn (of any bank, exclusive); the bank's memfd."""
+    """Must come first. Reply to Dom0: domid, bank_bytes, max_mfn (of any bank, exclusive); the main bank's
+    memfd. To a process domain: domid, process, a map of what it finds at its start (struct hv_process); its
+    bank's memfd.
+    """
 
     nr_fds: ClassVar[int] = 0
     version: int
@@ -45,6 +48,14 @@ class Arena:
 
 
 @dataclass(frozen=True)
+class MakeArena:
+    """The same, but hyper makes the memfd. Reply: the memfd. The only way for process domains but Dom0."""
+
+    nr_fds: ClassVar[int] = 0
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Hypercall:
     """Reply: the core's result, never -ERESTART."""
 
@@ -55,8 +66,8 @@ class Hypercall:
 
 @dataclass(frozen=True)
 class Port:
-    """Reply: the upcall eventfd (readable when pending) and the doorbell eventfd of a port this connection
-    bound.
+    """Reply: the upcall (readable when pending: an eventfd, or for a process domain but Dom0 a stream socket)
+    and the doorbell eventfd of a port this connection bound.
     """
 
     nr_fds: ClassVar[int] = 0
@@ -71,6 +82,27 @@ class Ring:
     """
 
     nr_fds: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Dom0: makes an empty, paused PV domain a process domain with a bank of so many bytes. Reply: process,
+    as in Hello; the connected socket that is the domain.
+    """
+
+    nr_fds: ClassVar[int] = 0
+    domid: int
+    bank_bytes: int
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Dom0: reply: process, as in Hello; the memfd of the domain's own bank. -ENOENT: it lives in the main
+    bank.
+    """
+
+    nr_fds: ClassVar[int] = 0
+    domid: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +136,9 @@ class Statistics:
     nr_fds: ClassVar[int] = 0
 
 
-Request = Hello | Arena | Hypercall | Port | Ring | FdPut | FdGet | FdDel | Statistics
+Request = (
+    Hello | Arena | MakeArena | Hypercall | Port | Ring | Adopt | Bank | FdPut | FdGet | FdDel | Statistics
+)
 
 _Fields = Mapping[str, Any]
 
@@ -134,16 +168,23 @@ def _args(fields: _Fields) -> tuple[int, ...]:
 _OPS: dict[str, tuple[set[str], Callable[[_Fields], Request]]] = {
     "hello": ({"version"}, lambda f: Hello(_number(f, "version"))),
     "arena": ({"bytes"}, lambda f: Arena(_number(f, "bytes"))),
+    "make_arena": ({"bytes"}, lambda f: MakeArena(_number(f, "bytes"))),
     "hypercall": ({"nr", "args"}, lambda f: Hypercall(_number(f, "nr"), _args(f))),
     "port": ({"port"}, lambda f: Port(_number(f, "port", 1 << 32))),
     "ring": (set(), lambda f: Ring()),
+    "adopt": (
+        {"domid", "bank_bytes"},
+        lambda f: Adopt(_number(f, "domid", 1 << 16), _number(f, "bank_bytes")),
+    ),
+    "bank": ({"domid"}, lambda f: Bank(_number(f, "domid", 1 << 16))),
     "fd_put": ({"name"}, lambda f: FdPut(_name(f))),
     "fd_get": ({"name"}, lambda f: FdGet(_name(f))),
     "fd_del": ({"name"}, lambda f: FdDel(_name(f))),
     "statistics": (set(), lambda f: Statistics()),
 }
 _OP_OF: dict[type, str] = {
-    Hello: "hello", Arena: "arena", Hypercall: "hypercall", Port: "port", Ring: "ring",
+    Hello: "hello", Arena: "arena", MakeArena: "make_arena", Hypercall: "hypercall", Port: "port",
+    Ring: "ring", Adopt: "adopt", Bank: "bank",
     FdPut: "fd_put", FdGet: "fd_get", FdDel: "fd_del", Statistics: "statistics",
 }  # fmt: skip
 

@@ -22,8 +22,9 @@ from hyper.server import Server, listen
 from tests.conftest import open_fds
 from tests.fake_core import FAILS, FakeCore
 
-OPS = ["hello", "arena", "hypercall", "port", "fd_put", "fd_get", "fd_del", "statistics"]
-KEYS = ["op", "version", "bytes", "nr", "args", "port", "name"]
+OPS = ["hello", "arena", "hypercall", "port", "fd_put", "fd_get", "fd_del", "statistics",
+       "ring", "make_arena", "adopt", "bank"]  # fmt: skip
+KEYS = ["op", "version", "bytes", "nr", "args", "port", "name", "domid", "bank_bytes"]
 leaves = (
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.binary() | st.text()
 )
@@ -38,6 +39,8 @@ almost = st.fixed_dictionaries(
         "args": st.lists(numbers, max_size=8) | values,
         "port": numbers | values,
         "name": st.text(max_size=200) | values,
+        "domid": numbers | values,
+        "bank_bytes": numbers | values,
     },
 )
 packets = (
