@@ -92,10 +92,11 @@ class Lab:
         """A guest of ours: what it prints."""
         name = f"io-{role}"
         config = self.folder / f"{name}.cfg"
+        disks = [f"file:{self.root},xvda,r"] + [f"file:{self.disk},xvdb,w"] * (role == "disk")
         config.write_text(
             f'name = "{name}"\nkernel = "{self.kernel.path}"\nramdisk = "{self.ramdisk}"\n'
             f"memory = {self.memory}\nextra = {self.command_line('hvc0', role, **words)!r}\n"
-            f"disk = ['file:{self.root},xvda,r', 'file:{self.disk},xvdb,w!']\nvif = ['']\n"
+            f"disk = {disks!r}\nvif = ['']\n"
         )
         command = [sys.executable, "-m", "toolstack.xm", "create", "-c", str(config)]
         try:
@@ -110,8 +111,9 @@ class Lab:
         command = ["qemu-system-x86_64", "-accel", "tcg", "-machine", "q35", "-m", str(self.memory)]
         command += ["-smp", "1", "-nographic", "-no-reboot", "-kernel", str(self.kernel.path)]
         command += ["-initrd", str(self.ramdisk), "-append", self.command_line("ttyS0", role, **words)]
-        for path, how in ((self.root, "readonly=on"), (self.disk, "cache=none,aio=io_uring")):
-            command += ["-drive", f"file={path},format=raw,if=virtio,{how}"]
+        command += ["-drive", f"file={self.root},format=raw,if=virtio,readonly=on"]
+        if role == "disk":
+            command += ["-drive", f"file={self.disk},format=raw,if=virtio,cache=none,aio=io_uring"]
         mac = f"52:54:00:00:00:{ROLES.index(role):02x}"
         command += ["-netdev", f"{network},id=net", "-device", f"virtio-net-pci,netdev=net,mac={mac}"]
         with contextlib.closing(lines(command, dict(os.environ))) as output:

@@ -32,6 +32,10 @@ test)
 bench)
     need qemu-system-x86 command -v qemu-system-x86_64
     need busybox-static command -v busybox
+    need mmdebstrap command -v mmdebstrap
+    need e2fsprogs test -x /sbin/mke2fs
+    need fio command -v fio
+    need iperf3 command -v iperf3
     ;;
 esac
 
