@@ -129,7 +129,7 @@ static void decode_here(struct insn *i, const struct cpu_image *n)
         uint64_t at = n->rip - CODE_START + k;
         bytes[k] = at < CODE_PAGES * PAGE_SIZE ? *(native_page(POOL_CODE, 0) + at) : 0;
     }
-    decode(i, bytes, n->rip, m->domain.policy.features);
+    decode(i, bytes, n->rip, m->domain.policy.features, n->compat);
 }
 
 static uint16_t undefined_flags(const struct insn *i)
@@ -144,6 +144,9 @@ static uint16_t undefined_flags(const struct insn *i)
         default: return 0;
         }
     switch (i->opcode) {
+    case 0x27: case 0x2f: return i->compat ? X86_OF : 0;
+    case 0x37: case 0x3f: return i->compat ? X86_OF | X86_SF | X86_ZF | X86_PF : 0;
+    case 0xd4: case 0xd5: return i->compat ? X86_OF | X86_CF : 0;
     case 0xc0: case 0xc1: case 0xd0 ... 0xd3: return i->operand_size > 2 ? X86_OF : X86_OF | X86_CF;
     case 0x69: case 0x6b: return X86_SF | X86_ZF | X86_PF;
     case 0xf6: case 0xf7: return r >= 6 ? X86_STATUS : r >= 4 ? X86_SF | X86_ZF | X86_PF : 0;

@@ -16,7 +16,7 @@ STRIDE = 16
 
 
 BYTES = """length kind map opcode operand_size memory_size access has_modrm mod reg rm fpu may_fault lock
-rip_relative address_32 segment scale feature""".split()
+rip_relative address_32 address_16 segment scale feature""".split()
 
 
 class Decoded(ctypes.Structure):
@@ -69,11 +69,12 @@ class Decoder:
         self.features: int = self.library.features_of_host()
         self.kinds = kinds()
 
-    def decode(self, instructions: Sequence[bytes]) -> Sequence[Decoded]:
+    def decode(self, instructions: Sequence[bytes], compat: bool = False) -> Sequence[Decoded]:
         """One record per instruction; missing bytes are zeros."""
         packed = b"".join(i[:MAX_BYTES].ljust(STRIDE, b"\0") for i in instructions)
         out = (Decoded * len(instructions))()
-        self.library.decode_many(packed, STRIDE, len(instructions), ctypes.c_uint64(self.features), out)
+        features = ctypes.c_uint64(self.features)
+        self.library.decode_many(packed, STRIDE, len(instructions), features, int(compat), out)
         return out
 
     def kind(self, decoded: Decoded) -> str:

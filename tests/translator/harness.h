@@ -16,6 +16,7 @@ enum {
     PROGRAM_BIG = 2,           /* uses WINDOW_BIG */
     PROGRAM_INVALID = 4,       /* its one instruction must be #UD to the guest; not run natively */
     PROGRAM_NOT_HIGH = 8,      /* computes with code addresses: not in the kernel's high part */
+    PROGRAM_COMPAT = 16,       /* 32-bit code */
 };
 struct program {
     uint64_t seed;
@@ -75,6 +76,7 @@ void restore_permissions(const struct program *p);
 void protect(int window, unsigned page, enum permission perm);
 /* The state a run begins with, from random_state. */
 void initial_state(struct cpu_image *c, const struct program *p);
+static inline bool is_compat(const struct program *p) { return p->flags & PROGRAM_COMPAT; }
 void guest_load(const struct cpu_image *c, enum mode mode);
 void guest_run(struct cpu_image *c, struct event *e);
 void native_step(struct cpu_image *c, struct event *e, const struct program *p);

@@ -129,7 +129,7 @@ void run_program(unsigned index)
     for (unsigned run = 0; run < options.runs && totals.mismatches == before; run++) {
         here.run = run;
         here.mode = order[run % ARRAY_SIZE(order)];
-        if (here.mode == KERNEL_HIGH && (p->flags & PROGRAM_NOT_HIGH))
+        if (here.mode == KERNEL_HIGH && (p->flags & (PROGRAM_NOT_HIGH | PROGRAM_COMPAT)))
             here.mode = KERNEL;
         alarm(options.seconds);
         run_once(p);

@@ -36,32 +36,50 @@ __asm__(".pushsection .bss\n"
         "native_stack: .skip 8\n"
         "native_target: .skip 8\n"
         "native_active: .skip 8\n"
+        "native_compat: .skip 8\n"
+        "native_ss: .skip 8\n"
+        ".popsection\n"
+        ".pushsection .data\n"
+        "native_far: .long 0, 0x23\n" /* where to in 32-bit code */
         ".popsection\n");
 
-/* Offsets of struct cpu_image; checked below. */
+/* Offsets of struct cpu_image; checked below. 32-bit code is entered by a far jump, with its segments loaded. */
 __asm__(".text\n.globl native_enter, native_leave\n"
         "native_enter:\n"
         " push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
         " mov %rdi, %rbx\n"
         " mov %rsp, native_stack(%rip)\n"
+        " cmpl $0, 672(%rbx); jne 1f\n"
         " mov $158, %eax; mov $0x1002, %edi; mov 144(%rbx), %rsi; syscall\n" /* arch_prctl */
         " mov $158, %eax; mov $0x1001, %edi; mov 152(%rbx), %rsi; syscall\n"
-        " fxrstor64 160(%rbx)\n"
+        " jmp 2f\n"
+        "1: mov 712(%rbx), %fs; mov 720(%rbx), %gs; mov 680(%rbx), %es; mov 704(%rbx), %ds\n"
+        "2: fxrstor64 160(%rbx)\n"
         " mov 128(%rbx), %rax; mov %rax, native_target(%rip)\n"
+        " mov %eax, native_far(%rip)\n"
+        " mov 672(%rbx), %rax; mov %rax, native_compat(%rip)\n"
+        " mov 696(%rbx), %rax; mov %rax, native_ss(%rip)\n"
         " pushq 136(%rbx)\n"
         " movb $1, native_active(%rip)\n"
         " mov 0(%rbx), %rax; mov 8(%rbx), %rcx; mov 16(%rbx), %rdx\n"
         " mov 40(%rbx), %rbp; mov 48(%rbx), %rsi; mov 56(%rbx), %rdi\n"
         " mov 64(%rbx), %r8; mov 72(%rbx), %r9; mov 80(%rbx), %r10; mov 88(%rbx), %r11\n"
         " mov 96(%rbx), %r12; mov 104(%rbx), %r13; mov 112(%rbx), %r14; mov 120(%rbx), %r15\n"
+        " cmpb $0, native_compat(%rip); jne 3f\n"
         " popfq\n"
         " mov 32(%rbx), %rsp; mov 24(%rbx), %rbx\n"
         " jmp *native_target(%rip)\n"
+        "3: popfq\n"
+        " mov native_ss(%rip), %ss\n"
+        " mov 32(%rbx), %rsp; mov 24(%rbx), %rbx\n"
+        " ljmp *native_far(%rip)\n"
         "native_leave:\n"
         " fninit\n"
         " pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
         " ret\n");
-_Static_assert(offsetof(struct cpu_image, rip) == 128 && offsetof(struct cpu_image, fx) == 160, "offsets in native_enter");
+_Static_assert(offsetof(struct cpu_image, rip) == 128 && offsetof(struct cpu_image, fx) == 160 &&
+               offsetof(struct cpu_image, compat) == 672 && offsetof(struct cpu_image, selector) == 680,
+               "offsets in native_enter");
 
 static long raw_arch_prctl(long code, uint64_t value)
 {
@@ -112,6 +130,7 @@ __attribute__((no_sanitize("address", "undefined"))) static void on_signal(int n
     g[REG_RIP] = (greg_t)native_leave;
     g[REG_RSP] = (greg_t)native_stack;
     g[REG_EFL] = 0x202;
+    g[REG_CSGSFS] = 0x33 | 0x2bll << 48; /* 64-bit code again */
 }
 
 void native_abandon(void)
@@ -130,6 +149,29 @@ void native_run(struct cpu_image *c, struct event *e)
     __asm__ volatile("ldmxcsr %0" : : "m"(usual_mxcsr) : "memory");
     uint8_t *fx = c->fx; /* a frame says nothing about these */
     memset(fx + 416, 0, 96);
+}
+
+/* ---- segments --------------------------------------------------------------------------------------------------- */
+
+/* All are data of 32 bits that may be written: at FS_BASE, at GS_BASE of programs.py, at 0 up to 0x6fffffff, FS once more. */
+static const uint64_t ldt[] = {0x50cff3004000ffffull, 0x50cff3002000ffffull, 0x00c6f3000000ffffull, 0x5040f30040002fffull};
+
+uint64_t native_descriptor(uint16_t selector)
+{
+    static const uint64_t flat = 0x00cff3000000ffffull;
+    return selector & 4 ? ldt[selector >> 3] : selector ? flat : 0;
+}
+
+static void set_ldt(void)
+{
+    for (unsigned k = 0; k < ARRAY_SIZE(ldt); k++) {
+        uint64_t d = ldt[k];
+        struct { uint32_t entry, base, limit, flags; } entry = {
+            k, (d >> 16 & 0xffffff) | (d >> 56) << 24, (d & 0xffff) | (d >> 32 & 0xf0000),
+            1 | (d >> 55 & 1) << 4 | 1 << 6}; /* 32 bit, pages, usable */
+        if (syscall(SYS_modify_ldt, 0x11, &entry, sizeof(entry)))
+            die("modify_ldt: %s", strerror(errno));
+    }
 }
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
@@ -187,6 +229,7 @@ static void map_windows(void)
 
 void native_init(struct machine *m)
 {
+    set_ldt();
     static const int numbers[] = {SIGSEGV, SIGFPE, SIGBUS, SIGILL, SIGTRAP};
     (void)m;
     raw_arch_prctl(ARCH_GET_FS, (uint64_t)&host_fs);

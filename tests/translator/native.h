@@ -9,7 +9,12 @@
 struct cpu_image {
     uint64_t regs[NR_GPRS], rip, rflags, fs_base, gs_base;
     uint8_t fx[512] __attribute__((aligned(16)));
+    uint64_t compat;                  /* 32-bit code, with these segments instead of the two bases */
+    uint64_t selector[NR_SREGS];
 };
+/* Descriptors that programs of 32-bit code run with, in the LDT: their selectors. */
+enum { LDT_FS = 0x07, LDT_GS = 0x0f, LDT_DATA = 0x17, LDT_FS_LIMITED = 0x1f };
+uint64_t native_descriptor(uint16_t selector);
 
 /* Why it stopped: x86 vector numbers. */
 struct event { unsigned vector; uint64_t error, cr2; };

@@ -2,6 +2,7 @@
  * The two sides: memory and registers of the native program and of the guest.
  */
 #define _GNU_SOURCE
+#include "cpu/segment.h"
 #include "harness.h"
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
@@ -85,6 +86,21 @@ void restore_permissions(const struct program *p)
 
 /* ---- the two CPUs ----------------------------------------------------------------------------------------------- */
 
+/* 32-bit code: with flat segments; with FS limited and GS null; with everything limited. */
+static void initial_segments(struct cpu_image *c)
+{
+    static const uint16_t usual[NR_SREGS] = {0x2b, 0x23, 0x2b, 0x2b, LDT_FS, LDT_GS};
+    c->compat = true;
+    for (unsigned k = 0; k < NR_SREGS; k++)
+        c->selector[k] = usual[k];
+    if (here.run % 3 == 1)
+        c->selector[SREG_FS] = LDT_FS_LIMITED, c->selector[SREG_GS] = 0;
+    if (here.run % 3 == 2)
+        c->selector[SREG_ES] = c->selector[SREG_DS] = c->selector[SREG_SS] = LDT_DATA;
+    for (unsigned k = 0; k < 8; k++)
+        c->regs[k] = (uint32_t)c->regs[k];
+}
+
 void initial_state(struct cpu_image *c, const struct program *p)
 {
     memset(c, 0, sizeof(*c));
@@ -99,6 +115,8 @@ void initial_state(struct cpu_image *c, const struct program *p)
     *(uint32_t *)(c->fx + 24) = 0x1f80;
     for (unsigned k = 0; k < 32; k++)
         ((uint64_t *)(c->fx + 160))[k] = random_word();
+    if (is_compat(p))
+        initial_segments(c);
 }
 
 
@@ -113,6 +131,13 @@ void guest_load(const struct cpu_image *c, enum mode mode)
     s->gs_base = c->gs_base;
     static const uint16_t sreg[NR_SREGS] = {0, 0x33, 0x2b, 0, 0, 0};
     memcpy(s->sreg, sreg, sizeof(sreg));
+    cpu_set_flat(s, 0x33, DESC_FLAT_CODE64, 0x2b);
+    for (unsigned k = 0; c->compat && k < NR_SREGS; k++)
+        cpu_set_segment(s, k, c->selector[k], k == SREG_CS ? DESC_FLAT_CODE32 : native_descriptor(c->selector[k]));
+    if (c->compat) {
+        s->fs_base = descriptor_base(s->descriptor[SREG_FS]);
+        s->gs_base = descriptor_base(s->descriptor[SREG_GS]);
+    }
     engine()->set_fpu(v, c->fx);
 }
 

@@ -1,5 +1,5 @@
 /*
- * The x86-64 decoder: bytes to struct insn, and nothing else. Tables say for each opcode what a translator must know:
+ * The x86-64 decoder: bytes to struct insn, and nothing else, of 64-bit code and of 32-bit code in 64-bit mode. Tables say for each opcode what a translator must know:
  * which operands are general registers, what is read and written, how many bytes of memory, which status flags.
  *
  * Used by the translator and by the PV emulator. Anything the tables don't know is INSN_INVALID: an instruction that we
@@ -49,8 +49,11 @@ struct insn {
     uint8_t memory_size;               /* bytes the ModRM memory operand touches */
     uint8_t imm_bytes;
     uint8_t access;                    /* enum access */
-    uint8_t rex, segment;              /* segment: 0, or 1 + SREG_FS / SREG_GS override */
-    bool prefix_66, prefix_f3, prefix_f2, prefix_lock, address_32;
+    uint8_t rex, segment;              /* segment: 0, or 1 + overriding segment register; in 64-bit code FS and GS alone */
+    bool compat;                       /* 32-bit code */
+    bool prefix_66, prefix_f3, prefix_f2, prefix_lock;
+    bool address_32;                   /* 67 in 64-bit code; always in 32-bit code */
+    bool address_16;                   /* 67 in 32-bit code */
     bool has_modrm, rip_relative;
     bool reg_is_byte, rm_is_byte;      /* byte registers: 4-7 without REX are ah ch dh bh */
     bool fpu;                          /* x87, MMX or SSE: #NM while CR0.TS */
@@ -60,8 +63,8 @@ struct insn {
 };
 
 /* Decodes the instruction at `bytes` (DECODE_BYTES readable) as if it lay at pc, of a CPU with `features` (cpu/features.h).
- * Always sets length to 1..15; longer or unknown ones, and those of other features, are INSN_INVALID. */
-void decode(struct insn *insn, const uint8_t *bytes, uint64_t pc, uint64_t features);
+ * Always sets length to 1..15; longer or unknown ones, and those of other features, are INSN_INVALID. compat: as 32-bit code. */
+void decode(struct insn *insn, const uint8_t *bytes, uint64_t pc, uint64_t features, bool compat);
 
 static inline bool insn_is_memory(const struct insn *i) { return i->has_modrm && i->mod != 3; }
 /* True when no instruction after it belongs to the same block. */

@@ -45,9 +45,20 @@ struct cpu_state {
     uint64_t fault_error; /* its error code: P, W, U, I; or one of FAULT_* */
     uint64_t xcr0;
     uint16_t sreg[NR_SREGS];
+    uint64_t descriptor[NR_SREGS]; /* what the selectors named when they were loaded; 0: nothing. See cpu/segment.h */
+    uint64_t code;        /* CODE_*, from the descriptors */
 };
 
+/* Not 64-bit code: 32-bit addresses and operands, and segments that mean something. */
+#define CODE_COMPAT 1u
+/* Its segments other than FS and GS are not all 4 GiB at 0, FS is limited (or null), GS is: accesses have to be checked. */
+#define CODE_CHECKED 2u
+#define CODE_CHECKED_FS 4u
+#define CODE_CHECKED_GS 8u
+
 #define FAULT_NOT_CANONICAL (~0ull - 1) /* #GP instead */
+#define FAULT_SEGMENT (~0ull - 2)       /* refused by a segment of 32-bit code: #GP(0) */
+#define FAULT_STACK_SEGMENT (~0ull - 3) /* #SS(0) */
 #define FAULT_CODE_FRAME (~0ull)        /* inside the engine only: a store to a frame with translated code */
 
 static inline bool is_canonical(uint64_t vaddr) { return (uint64_t)((int64_t)(vaddr << 16) >> 16) == vaddr; }
@@ -66,7 +77,7 @@ static inline void cpu_set_rflags(struct cpu_state *c, uint64_t rflags)
 /* Why run() came back. rip is precise: of the instruction for faults and emulations, after it for traps. */
 enum engine_exit {
     EXIT_KICK,        /* vcpu_kick, or nothing in particular: look around and come again */
-    EXIT_SYSCALL,     /* rip is after the instruction */
+    EXIT_SYSCALL,     /* rip is after the instruction, which is two bytes long */
     EXIT_PAGE_FAULT,
     EXIT_PRIVILEGED,  /* an instruction that CPL 3 may not do, or whose meaning is the hypervisor's: decode at rip */
     EXIT_INVALID,     /* #UD */

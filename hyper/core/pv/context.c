@@ -63,6 +63,7 @@ static void set_registers(struct vcpu *v, const struct vcpu_guest_context *c)
     s->sreg[SREG_DS] = u.ds;
     s->sreg[SREG_FS] = u.fs;
     s->sreg[SREG_GS] = u.gs;
+    pv_reload_segments(v);
 }
 
 static void set_traps(struct vcpu *v, const struct vcpu_guest_context *c)

@@ -6,7 +6,7 @@
 #include "hypercall.h"
 #include "machine.h"
 
-enum { UD = 6, GP = 13 };
+enum { OVERFLOW = 4, BOUND = 5, UD = 6, SS = 12, GP = 13 };
 
 /* One emulation. Every step may fail with an exception, after which nothing else happens. */
 struct emulation {
@@ -24,135 +24,187 @@ static bool raise_gp(struct emulation *m, uint32_t error)
 
 static bool raise_fault(struct emulation *m)
 {
-    if (m->c->fault_error == FAULT_NOT_CANONICAL)
+    if (m->c->fault_error == FAULT_STACK_SEGMENT) {
+        pv_inject_exception(m->v, SS, true, 0);
+        return false;
+    }
+    if (m->c->fault_error == FAULT_NOT_CANONICAL || m->c->fault_error == FAULT_SEGMENT)
         return raise_gp(m, 0);
     pv_inject_page_fault(m->v, m->c->fault_vaddr, m->c->fault_error);
     return false;
 }
 
-static bool load(struct emulation *m, uint64_t vaddr, void *to, size_t bytes)
+/* `bytes` at `distance` behind the memory operand. */
+static bool load(struct emulation *m, unsigned distance, void *to, size_t bytes)
 {
-    return engine()->read(m->v, vaddr, to, bytes) || raise_fault(m);
+    uint64_t at, offset = (operand_offset(m->c, &m->insn) + distance) & address_mask(&m->insn);
+    return (locate(m->c, insn_segment(&m->insn), offset, bytes, false, &at) && engine()->read(m->v, at, to, bytes)) ||
+           raise_fault(m);
 }
 
-static bool store(struct emulation *m, uint64_t vaddr, const void *from, size_t bytes)
+static bool store(struct emulation *m, const void *from, size_t bytes)
 {
-    return engine()->write(m->v, vaddr, from, bytes) || raise_fault(m);
+    uint64_t at;
+    return (operand_address(m->c, &m->insn, bytes, true, &at) && engine()->write(m->v, at, from, bytes)) || raise_fault(m);
 }
 
-static uint64_t address(const struct emulation *m) { return operand_address(m->c, &m->insn); }
+/* At rsp + distance. */
+static bool load_stack(struct emulation *m, int64_t distance, void *to, size_t bytes)
+{
+    uint64_t at;
+    return (stack_address(m->c, distance, bytes, false, &at) && engine()->read(m->v, at, to, bytes)) || raise_fault(m);
+}
+
+static bool store_stack(struct emulation *m, int64_t distance, const void *from, size_t bytes)
+{
+    uint64_t at;
+    return (stack_address(m->c, distance, bytes, true, &at) && engine()->write(m->v, at, from, bytes)) || raise_fault(m);
+}
 
 /* ---- segments --------------------------------------------------------------------------------------------------- */
 
+static bool raise(struct emulation *m, int vector, uint32_t error)
+{
+    pv_inject_exception(m->v, vector, true, error);
+    return false;
+}
+
 static bool load_segment(struct emulation *m, unsigned sreg, uint16_t selector)
 {
-    uint64_t d = 0;
+    uint32_t error;
     if (sreg == SREG_CS || sreg >= NR_SREGS) {
         pv_inject_exception(m->v, UD, false, 0);
         return false;
     }
-    bool null = !(selector & ~3);
-    if (null && sreg == SREG_SS && (selector & 3) != 3)
-        return raise_gp(m, 0);
-    if (!null && (!pv_read_descriptor(m->v, selector, &d) || !(d >> 44 & 1)))
-        return raise_gp(m, selector & ~3u);
-    if (!null && !(d >> 47 & 1)) {
-        pv_inject_exception(m->v, sreg == SREG_SS ? 12 : 11, true, selector & ~3u); /* #SS, #NP */
-        return false;
-    }
-    uint64_t base = ((d >> 16) & 0xffffff) | (d >> 56) << 24;
-    m->c->sreg[sreg] = selector;
-    if (sreg == SREG_FS)
-        m->c->fs_base = base;
-    else if (sreg == SREG_GS)
-        m->c->gs_base = base;
-    return true;
+    int vector = pv_load_segment(m->v, sreg, selector, &error);
+    return !vector || raise(m, vector, error);
 }
 
 static bool mov_to_segment(struct emulation *m)
 {
     uint16_t selector = m->c->regs[m->insn.rm];
-    if (m->insn.mod != 3 && !load(m, address(m), &selector, 2))
+    if (m->insn.mod != 3 && !load(m, 0, &selector, 2))
         return false;
     return load_segment(m, m->insn.reg & 7, selector);
 }
 
 static bool push_segment(struct emulation *m, unsigned sreg)
 {
-    uint64_t value = m->c->sreg[sreg], rsp = m->c->regs[RSP] - 8;
-    if (!store(m, rsp, &value, 8))
+    uint64_t value = m->c->sreg[sreg];
+    int64_t bytes = m->insn.operand_size;
+    if (!store_stack(m, -bytes, &value, bytes))
         return false;
-    m->c->regs[RSP] = rsp;
+    stack_move(m->c, -bytes);
     return true;
 }
 
 static bool pop_segment(struct emulation *m, unsigned sreg)
 {
     uint64_t value;
-    if (!load(m, m->c->regs[RSP], &value, 8) || !load_segment(m, sreg, value))
+    unsigned bytes = m->insn.operand_size;
+    if (!load_stack(m, 0, &value, bytes) || !load_segment(m, sreg, value))
         return false;
-    m->c->regs[RSP] += 8;
+    stack_move(m->c, bytes);
     return true;
 }
 
-/* A code segment a far transfer may go to: a 64-bit one, since compatibility mode isn't built. */
-static bool check_code_selector(struct emulation *m, uint16_t selector)
+/* les lds lss lfs lgs: an offset to a register, the selector behind it to a segment register. */
+static bool load_far_pointer(struct emulation *m)
 {
-    uint64_t d;
-    if (!pv_read_descriptor(m->v, selector, &d) || (d >> 43 & 3) != 3 || !(d >> 47 & 1) || !(d >> 53 & 1))
-        return raise_gp(m, selector & ~3u);
+    static const struct { uint8_t opcode, sreg; } pointer[] = {
+        {0xc4, SREG_ES}, {0xc5, SREG_DS}, {0xb2, SREG_SS}, {0xb4, SREG_FS}, {0xb5, SREG_GS},
+    };
+    uint64_t offset = 0;
+    uint16_t selector;
+    unsigned bytes = m->insn.operand_size, k = 0;
+    while (pointer[k].opcode != m->insn.opcode)
+        k++;
+    if (!load(m, 0, &offset, bytes) || !load(m, bytes, &selector, 2) || !load_segment(m, pointer[k].sreg, selector))
+        return false;
+    set_register(m->c, m->insn.reg, bytes, offset);
+    return true;
+}
+
+/* A far transfer: rip is checked against the segment by the next fetch. */
+static bool go_far(struct emulation *m, uint16_t selector, uint64_t rip)
+{
+    uint64_t code;
+    uint32_t error;
+    int vector = pv_find_code(m->v, selector, &code, &error);
+    if (vector)
+        return raise(m, vector, error);
+    cpu_set_segment(m->c, SREG_CS, selector | 3, code);
+    m->next = m->c->code ? (uint32_t)rip : rip;
     return true;
 }
 
 static bool far_return(struct emulation *m)
 {
     unsigned bytes = m->insn.operand_size;
-    uint64_t rip = 0, cs = 0, rsp = m->c->regs[RSP];
-    if (!load(m, rsp, &rip, bytes) || !load(m, rsp + bytes, &cs, bytes) || !check_code_selector(m, cs))
+    uint64_t rip = 0, cs = 0, mask = stack_mask(m->c);
+    if (!load_stack(m, 0, &rip, bytes) || !load_stack(m, bytes, &cs, bytes) || !go_far(m, cs, rip))
         return false;
-    m->c->regs[RSP] = rsp + 2 * bytes + (m->insn.opcode == 0xca ? m->insn.imm : 0);
-    m->c->sreg[SREG_CS] = cs | 3;
-    m->next = rip;
+    m->c->regs[RSP] = (m->c->regs[RSP] + 2 * bytes + (m->insn.opcode == 0xca ? m->insn.imm : 0)) & mask;
     return true;
 }
 
-/* iret within the current mode: the hypercall is the only way to change it. */
+/* iret within the current mode: the hypercall is the only way to change it. 64-bit code always gets a new stack. */
 static bool native_iret(struct emulation *m)
 {
-    unsigned bytes = m->insn.operand_size;
-    uint64_t f[5] = {0};
-    for (unsigned k = 0; k < 5; k++)
-        if (!load(m, m->c->regs[RSP] + k * bytes, &f[k], bytes))
+    unsigned bytes = m->insn.operand_size, words = m->c->code ? 3 : 5;
+    uint64_t f[5] = {0}, mask = stack_mask(m->c);
+    uint32_t error;
+    for (unsigned k = 0; k < words; k++)
+        if (!load_stack(m, k * bytes, &f[k], bytes))
             return false;
-    if (!check_code_selector(m, f[1]))
-        return false;
-    m->next = f[0];
-    m->c->sreg[SREG_CS] = f[1] | 3;
-    cpu_set_rflags(m->c, f[2]);
-    m->c->regs[RSP] = f[3];
-    m->c->sreg[SREG_SS] = f[4];
+    if (words == 3) {
+        if (!go_far(m, f[1], f[0]))
+            return false;
+        m->c->regs[RSP] = (m->c->regs[RSP] + 3 * bytes) & mask;
+    } else {
+        int vector = pv_load_code_and_stack(m->v, f[1], f[4] | 3, &error);
+        if (vector)
+            return raise(m, vector, error);
+        m->next = m->c->code ? (uint32_t)f[0] : f[0];
+        m->c->regs[RSP] = f[3];
+    }
+    cpu_set_rflags(m->c, bytes == 2 ? (cpu_rflags(m->c) & ~0xffffull) | f[2] : f[2]);
     return true;
 }
 
-/* call and jmp through m16:32 or m16:64. */
+/* call, when `call`, or jmp to selector:rip. */
+static bool far_transfer(struct emulation *m, bool call, uint16_t selector, uint64_t rip)
+{
+    int64_t bytes = m->insn.operand_size;
+    uint64_t back = m->next, cs = m->c->sreg[SREG_CS], mask = stack_mask(m->c), code;
+    uint32_t error;
+    int vector = call ? pv_find_code(m->v, selector, &code, &error) : 0; /* before anything is pushed */
+    if (vector)
+        return raise(m, vector, error);
+    if (call && (!store_stack(m, -bytes, &cs, bytes) || !store_stack(m, -2 * bytes, &back, bytes)))
+        return false;
+    if (!go_far(m, selector, rip))
+        return false;
+    if (call)
+        m->c->regs[RSP] = (m->c->regs[RSP] - 2 * bytes) & mask;
+    return true;
+}
+
+/* Through m16:16, m16:32 or m16:64. */
 static bool far_indirect(struct emulation *m)
 {
     unsigned bytes = m->insn.operand_size;
-    uint64_t rip = 0, at = address(m);
+    uint64_t rip = 0;
     uint16_t cs;
-    if (!load(m, at, &rip, bytes) || !load(m, at + bytes, &cs, 2) || !check_code_selector(m, cs))
-        return false;
-    if ((m->insn.reg & 7) == 3) { /* call */
-        uint64_t frame[2] = {m->next, m->c->sreg[SREG_CS]}, rsp = m->c->regs[RSP] - 16;
-        if (bytes != 8)
-            return raise_gp(m, 0);
-        if (!store(m, rsp, frame, 16))
-            return false;
-        m->c->regs[RSP] = rsp;
-    }
-    m->c->sreg[SREG_CS] = cs | 3;
-    m->next = rip;
-    return true;
+    return load(m, 0, &rip, bytes) && load(m, bytes, &cs, 2) && far_transfer(m, (m->insn.reg & 7) == 3, cs, rip);
+}
+
+/* To an address in the instruction: 32-bit code only. */
+static bool far_direct(struct emulation *m)
+{
+    unsigned bits = 8 * m->insn.operand_size;
+    uint64_t imm = m->insn.imm;
+    return far_transfer(m, m->insn.opcode == 0x9a, imm >> bits, imm & ((1ull << bits) - 1));
 }
 
 /* ---- interrupts, ports, flags ----------------------------------------------------------------------------------- */
@@ -165,6 +217,27 @@ static bool software_interrupt(struct emulation *m, unsigned vector)
     m->c->rip = m->next;
     pv_inject_exception(m->v, vector, false, 0);
     return false; /* rip is the handler's */
+}
+
+static bool into(struct emulation *m)
+{
+    return (cpu_rflags(m->c) & X86_OF) ? software_interrupt(m, OVERFLOW) : true;
+}
+
+/* A signed index between two bounds in memory. */
+static bool bound(struct emulation *m)
+{
+    unsigned bytes = m->insn.operand_size;
+    int32_t wide[2], index = m->c->regs[m->insn.reg];
+    int16_t narrow[2];
+    if (!load(m, 0, bytes == 2 ? (void *)narrow : wide, 2 * bytes))
+        return false;
+    if (bytes == 2)
+        wide[0] = narrow[0], wide[1] = narrow[1], index = (int16_t)index;
+    if (index >= wide[0] && index <= wide[1])
+        return true;
+    pv_inject_exception(m->v, BOUND, false, 0);
+    return false;
 }
 
 /* The guest's virtual I/O privilege: ports answer as an empty bus does. */
@@ -298,7 +371,7 @@ static bool debug_register(struct emulation *m, bool write)
 static bool store_word(struct emulation *m, uint64_t value)
 {
     if (m->insn.mod != 3)
-        return store(m, address(m), &value, 2);
+        return store(m, &value, 2);
     set_register(m->c, m->insn.rm, m->insn.operand_size, value);
     return true;
 }
@@ -310,7 +383,7 @@ static bool group_6(struct emulation *m) /* sldt str lldt ltr verr verw */
     switch (m->insn.reg & 7) {
     case 0: case 1: return store_word(m, 0);
     case 4: case 5:
-        if (m->insn.mod != 3 && !load(m, address(m), &selector, 2))
+        if (m->insn.mod != 3 && !load(m, 0, &selector, 2))
             return false;
         bool write = (m->insn.reg & 7) == 5, code = false;
         bool ok = pv_read_descriptor(m->v, selector, &d) && (d >> 44 & 1) && (d >> 47 & 1);
@@ -341,13 +414,13 @@ static bool group_7(struct emulation *m) /* sgdt sidt lgdt lidt smsw lmsw invlpg
     case 0: case 1:
         table.limit = r ? 256 * 16 - 1 : 0xffff;
         table.base = GDT_VADDR;
-        return store(m, address(m), &table, sizeof(table));
+        return store(m, &table, m->c->code ? 6 : sizeof(table));
     case 4: return store_word(m, CR0_VALUE & 0xffff);
     case 7:
         if (m->c->user_mode)
             return raise_gp(m, 0);
         domain_lock(m->v->domain, m->v);
-        engine()->flush_page(m->v->domain, m->v, m->v, address(m));
+        engine()->flush_page(m->v->domain, m->v, m->v, operand_offset(m->c, &m->insn) + segment_base(m->c, insn_segment(&m->insn)));
         domain_unlock(m->v->domain, m->v);
         return true;
     }
@@ -388,11 +461,13 @@ static bool kernel_only(struct emulation *m)
 static bool emulate_two_byte(struct emulation *m)
 {
     switch (m->insn.opcode) {
+    case 0x34: pv_sysenter(m->v); return false;
     case 0x00: return group_6(m);
     case 0x01: return group_7(m);
     case 0xa0: return push_segment(m, SREG_FS);
     case 0xa1: return pop_segment(m, SREG_FS);
     case 0xa2: return cpuid(m);
+    case 0xb2: case 0xb4: case 0xb5: return load_far_pointer(m);
     case 0xa8: return push_segment(m, SREG_GS);
     case 0xa9: return pop_segment(m, SREG_GS);
     }
@@ -401,8 +476,15 @@ static bool emulate_two_byte(struct emulation *m)
 
 static bool emulate_one_byte(struct emulation *m)
 {
-    switch (m->insn.opcode) {
+    unsigned op = m->insn.opcode;
+    switch (op) {
+    case 0x06: case 0x0e: case 0x16: case 0x1e: return push_segment(m, op >> 3);
+    case 0x07: case 0x17: case 0x1f: return pop_segment(m, op >> 3);
+    case 0x62: return bound(m);
     case 0x8e: return mov_to_segment(m);
+    case 0x9a: case 0xea: return far_direct(m);
+    case 0xc4: case 0xc5: return load_far_pointer(m);
+    case 0xce: return into(m);
     case 0xca: case 0xcb: return far_return(m);
     case 0xcc: return software_interrupt(m, 3);
     case 0xcd: return software_interrupt(m, m->insn.imm & 0xff);
@@ -422,8 +504,10 @@ static bool decode_at_rip(struct emulation *m)
 {
     uint8_t bytes[DECODE_BYTES] = {0};
     unsigned got = engine()->fetch(m->v, m->c->rip, bytes);
-    decode(&m->insn, bytes, m->c->rip, vcpu_features(m->v));
+    decode(&m->insn, bytes, m->c->rip, vcpu_features(m->v), m->c->code);
     m->next = m->c->rip + m->insn.length;
+    if (m->c->code)
+        m->next = (uint32_t)m->next;
     return got >= m->insn.length;
 }
 
@@ -445,7 +529,7 @@ void pv_invalid_opcode(struct vcpu *v)
     uint8_t bytes[DECODE_BYTES] = {0};
     struct insn i;
     unsigned got = engine()->fetch(v, v->cpu->rip, bytes);
-    decode(&i, bytes, v->cpu->rip, vcpu_features(v));
+    decode(&i, bytes, v->cpu->rip, vcpu_features(v), v->cpu->code);
     if (i.kind != INSN_INVALID)
         return;
     if (got >= 7 && !memcmp(bytes, forced_emulation, 5) && bytes[5] == 0x0f && bytes[6] == 0xa2) {

@@ -4,7 +4,7 @@
  * in_guest is set all along but where the domain lock is held: see domain_lock. Exits that touch only this vCPU's state
  * (system calls, iret, page faults, emulated instructions) therefore take no lock.
  */
-#include "cpu/engine.h"
+#include "cpu/segment.h"
 #include "hypercall.h"
 #include "machine.h"
 
@@ -23,8 +23,8 @@ static void hypercall(struct vcpu *v)
         do_iret(v);
         return;
     }
-    c->sreg[SREG_CS] = FLAT_KERNEL_CS; /* as SYSCALL leaves it; a kernel may have come from a selector of its own */
-    c->sreg[SREG_SS] = FLAT_KERNEL_SS;
+    /* As SYSCALL leaves them; a kernel may have come from selectors of its own. */
+    cpu_set_flat(c, FLAT_KERNEL_CS, DESC_FLAT_CODE64, FLAT_KERNEL_SS);
     const uint64_t args[6] = {c->regs[RDI], c->regs[RSI], c->regs[RDX], c->regs[R10], c->regs[R8], c->regs[R9]};
     int64_t ret = do_hypercall(nr, args);
     if (ret == HYPERCALL_LEFT)
@@ -60,7 +60,7 @@ static void handle_exit(struct vcpu *v, enum engine_exit why)
         pass_through_lock(v);
         break;
     case EXIT_SYSCALL:
-        if (v->cpu->user_mode)
+        if (v->cpu->user_mode || v->cpu->code)
             pv_system_call(v);
         else
             hypercall(v);

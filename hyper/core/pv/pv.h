@@ -16,6 +16,7 @@ struct pv_vcpu {
     struct { uint64_t address; uint16_t cs; uint8_t flags; } trap[256]; /* set_trap_table; flags: DPL 0-1, TI_mask 2 */
     uint64_t event_callback, failsafe_callback, syscall_callback, syscall32_callback, sysenter_callback;
     uint32_t callback_flags;      /* VGCF_syscall_disables_events, VGCF_failsafe_disables_events */
+    bool syscall32_masks_events, sysenter_masks_events;
     uint64_t kernel_sp;
     uint16_t kernel_ss;
     uint64_t iopl;                /* virtual */
@@ -35,7 +36,8 @@ void vcpu_run(struct vcpu *v);
 /* traps.c */
 void pv_inject_exception(struct vcpu *v, unsigned vector, bool has_error, uint32_t error);
 void pv_inject_page_fault(struct vcpu *v, uint64_t vaddr, uint32_t error);
-void pv_system_call(struct vcpu *v);    /* from user mode */
+void pv_system_call(struct vcpu *v);    /* from user mode, or from 32-bit code */
+void pv_sysenter(struct vcpu *v);
 bool pv_deliver_events(struct vcpu *v); /* true: the upcall frame was made */
 void pv_set_mode(struct vcpu *v, bool user);
 int64_t do_set_trap_table(struct vcpu *v, uint64_t traps);
@@ -53,8 +55,18 @@ int64_t do_physdev_op(struct vcpu *v, uint64_t cmd, uint64_t arg);
 void pv_emulate_privileged(struct vcpu *v);
 void pv_invalid_opcode(struct vcpu *v); /* #UD, or the forced-emulation prefix */
 void pv_cpuid(struct vcpu *v, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
-/* The descriptor a selector names, from the guest's GDT; false: null, out of range or not mapped. */
+
+/* segments.c. Those that return int: the vector of the exception that the load raises, with its error code, or 0. */
+/* The descriptor a selector names, from the guest's GDT or LDT; false: null, out of range or not mapped. */
 bool pv_read_descriptor(struct vcpu *v, uint16_t selector, uint64_t *descriptor);
+/* A code segment that a far transfer may go to. */
+int pv_find_code(struct vcpu *v, uint16_t selector, uint64_t *descriptor, uint32_t *error);
+/* Not CS. sreg: enum sreg. */
+int pv_load_segment(struct vcpu *v, unsigned sreg, uint16_t selector, uint32_t *error);
+int pv_load_code_and_stack(struct vcpu *v, uint16_t cs, uint16_t ss, uint32_t *error);
+/* All of them from the selectors; what can't be loaded is null, or flat 64-bit code. */
+void pv_reload_segments(struct vcpu *v);
+int64_t pv_set_gs_user_selector(struct vcpu *v, uint16_t selector);
 
 /* domain.c of pv: contexts. Domain lock held, the vCPU not running. */
 int pv_vcpu_init(struct vcpu *v);

@@ -1,11 +1,11 @@
 /*
  * How a PV guest is entered: exceptions, system calls and events as frames on its kernel stack, and the way back (iret).
  *
- * From low addresses: rcx, r11, [error code], rip, cs | saved upcall mask << 32, rflags (IF = !mask), rsp, ss. cs has its RPL
- * cleared when the guest kernel was interrupted, so that the kernel can tell.
+ * From low addresses: rcx, r11, [ds, es, fs, gs], [error code], rip, cs | saved upcall mask << 32, rflags (IF = !mask), rsp,
+ * ss. cs has its RPL cleared when the guest kernel was interrupted, so that the kernel can tell.
  */
 #include "callback.h"
-#include "cpu/engine.h"
+#include "cpu/segment.h"
 #include "hypercall.h"
 #include "machine.h"
 #include "physdev.h"
@@ -25,13 +25,13 @@ void pv_set_mode(struct vcpu *v, bool user)
     engine()->set_mode(v, user);
 }
 
-struct bounce { uint64_t address; bool has_error; uint32_t error; bool mask_events; };
+struct bounce { uint64_t address; bool has_error; uint32_t error; bool mask_events, with_segments; };
 
 static bool enter_kernel(struct vcpu *v, const struct bounce *b)
 {
     struct cpu_state *c = v->cpu;
     bool from_user = c->user_mode;
-    uint64_t frame[8], cs = c->sreg[SREG_CS], ss = c->sreg[SREG_SS], rsp = c->regs[RSP], rflags = cpu_rflags(c);
+    uint64_t frame[12], cs = c->sreg[SREG_CS], ss = c->sreg[SREG_SS], rsp = c->regs[RSP], rflags = cpu_rflags(c);
     unsigned n = 0;
     uint8_t mask = v->vcpu_info->evtchn_upcall_mask;
     if (!from_user)
@@ -39,6 +39,9 @@ static bool enter_kernel(struct vcpu *v, const struct bounce *b)
     rflags = (rflags & ~(uint64_t)(X86_IF | X86_IOPL)) | (mask ? 0 : X86_IF);
     frame[n++] = c->regs[RCX];
     frame[n++] = c->regs[R11];
+    static const enum sreg data[] = {SREG_DS, SREG_ES, SREG_FS, SREG_GS};
+    for (unsigned k = 0; b->with_segments && k < ARRAY_SIZE(data); k++)
+        frame[n++] = c->sreg[data[k]];
     if (b->has_error)
         frame[n++] = b->error;
     frame[n++] = c->rip;
@@ -56,8 +59,7 @@ static bool enter_kernel(struct vcpu *v, const struct bounce *b)
     }
     c->regs[RSP] = sp;
     c->rip = b->address;
-    c->sreg[SREG_CS] = FLAT_KERNEL_CS;
-    c->sreg[SREG_SS] = FLAT_KERNEL_SS;
+    cpu_set_flat(c, FLAT_KERNEL_CS, DESC_FLAT_CODE64, FLAT_KERNEL_SS);
     c->other_flags &= ~(uint64_t)(X86_TF | X86_NT | X86_AC);
     if (b->mask_events)
         v->vcpu_info->evtchn_upcall_mask = 1;
@@ -71,7 +73,7 @@ void pv_inject_exception(struct vcpu *v, unsigned vector, bool has_error, uint32
                      (unsigned long long)v->cpu->rip);
         return;
     }
-    struct bounce b = {v->pv.trap[vector].address, has_error, error, v->pv.trap[vector].flags & 4};
+    struct bounce b = {v->pv.trap[vector].address, has_error, error, v->pv.trap[vector].flags & 4, false};
     enter_kernel(v, &b);
 }
 
@@ -85,13 +87,33 @@ bool pv_deliver_events(struct vcpu *v)
 {
     if (likely(!vcpu_event_pending(v)) || !v->pv.event_callback)
         return false;
-    struct bounce b = {v->pv.event_callback, false, 0, true};
+    struct bounce b = {v->pv.event_callback, false, 0, true, false};
     return enter_kernel(v, &b);
+}
+
+/* syscall in 32-bit code, as AMD's CPUs have it. */
+static void system_call_32(struct vcpu *v)
+{
+    struct cpu_state *c = v->cpu;
+    if (!v->pv.syscall32_callback || !c->user_mode) {
+        c->rip -= 2;
+        pv_inject_exception(v, 6, false, 0);
+        return;
+    }
+    c->regs[RCX] = c->rip;
+    c->regs[R11] = cpu_rflags(c);
+    cpu_set_flat(c, FLAT_USER_CS32, DESC_FLAT_CODE32, FLAT_USER_SS32);
+    struct bounce b = {v->pv.syscall32_callback, false, 0, v->pv.syscall32_masks_events, false};
+    enter_kernel(v, &b);
 }
 
 void pv_system_call(struct vcpu *v)
 {
     struct cpu_state *c = v->cpu;
+    if (c->code) {
+        system_call_32(v);
+        return;
+    }
     if (!v->pv.syscall_callback) {
         c->rip -= 2;
         pv_inject_exception(v, 6, false, 0);
@@ -99,10 +121,46 @@ void pv_system_call(struct vcpu *v)
     }
     c->regs[RCX] = c->rip;
     c->regs[R11] = cpu_rflags(c);
-    c->sreg[SREG_CS] = FLAT_USER_CS64;
-    c->sreg[SREG_SS] = FLAT_USER_SS64;
-    struct bounce b = {v->pv.syscall_callback, false, 0, v->pv.callback_flags & VGCF_syscall_disables_events};
+    cpu_set_flat(c, FLAT_USER_CS64, DESC_FLAT_CODE64, FLAT_USER_SS64);
+    struct bounce b = {v->pv.syscall_callback, false, 0, v->pv.callback_flags & VGCF_syscall_disables_events, false};
     enter_kernel(v, &b);
+}
+
+/* As Xen's: the CPU saves nothing, so the frame has no address to return to, and TF is off. */
+void pv_sysenter(struct vcpu *v)
+{
+    struct cpu_state *c = v->cpu;
+    if (!v->pv.sysenter_callback || !c->user_mode) {
+        pv_inject_exception(v, 13, true, 0);
+        return;
+    }
+    c->rip = c->regs[RSP] = 0;
+    c->sreg[SREG_CS] = 3;
+    c->sreg[SREG_SS] = FLAT_USER_SS;
+    c->other_flags &= ~(uint64_t)X86_TF;
+    struct bounce b = {v->pv.sysenter_callback, false, 0, v->pv.sysenter_masks_events, false};
+    enter_kernel(v, &b);
+}
+
+/* iret found segments that can't be loaded: the guest kernel is told, by a frame with the selectors of all of them. */
+static void failsafe(struct vcpu *v)
+{
+    struct cpu_state *c = v->cpu;
+    if (!v->pv.failsafe_callback) {
+        domain_crash(v->domain, "iret: bad segments %#x %#x", c->sreg[SREG_CS], c->sreg[SREG_SS]);
+        return;
+    }
+    struct bounce b = {v->pv.failsafe_callback, false, 0, v->pv.callback_flags & VGCF_failsafe_disables_events, true};
+    enter_kernel(v, &b);
+}
+
+static bool load_user_segments(struct vcpu *v, uint16_t cs, uint16_t ss)
+{
+    uint32_t error;
+    if (!pv_load_code_and_stack(v, cs, ss, &error))
+        return true;
+    cpu_set_flat(v->cpu, cs, DESC_FLAT_CODE64, ss);
+    return false;
 }
 
 /* The way back from a frame, to the kernel or to user mode. */
@@ -114,24 +172,28 @@ int64_t do_iret(struct vcpu *v)
         domain_crash(v->domain, "iret: no frame at %#llx", (unsigned long long)c->regs[RSP]);
         return 0;
     }
-    bool user = (ic.cs & 3) == 3;
+    bool user = (ic.cs & 3) == 3, good = true;
     c->regs[RAX] = ic.rax;
     if (!(ic.flags & VGCF_in_syscall)) {
         c->regs[R11] = ic.r11;
         c->regs[RCX] = ic.rcx;
     }
     if (user)
+        good = load_user_segments(v, ic.cs, ic.ss | 3);
+    else
+        cpu_set_flat(c, FLAT_KERNEL_CS, DESC_FLAT_CODE64, FLAT_KERNEL_SS);
+    if (user)
         pv_set_mode(v, true);
-    c->rip = ic.rip;
+    c->rip = c->code ? (uint32_t)ic.rip : ic.rip;
     c->regs[RSP] = ic.rsp;
     cpu_set_rflags(c, ic.rflags);
-    c->sreg[SREG_CS] = user ? ic.cs : FLAT_KERNEL_CS;
-    c->sreg[SREG_SS] = user ? ic.ss | 3 : FLAT_KERNEL_SS;
     if (ic.flags & VGCF_in_syscall) {
         c->regs[RCX] = ic.rip;
         c->regs[R11] = cpu_rflags(c);
     }
     __atomic_store_n(&v->vcpu_info->evtchn_upcall_mask, !(ic.rflags & X86_IF), __ATOMIC_SEQ_CST);
+    if (!good)
+        failsafe(v);
     return 0;
 }
 
@@ -180,8 +242,14 @@ static int64_t set_callback(struct vcpu *v, uint16_t type, uint64_t address, uin
         v->pv.syscall_callback = address;
         set_callback_flag(v, VGCF_syscall_disables_events, flags);
         return 0;
-    case CALLBACKTYPE_syscall32: v->pv.syscall32_callback = address; return 0;
-    case CALLBACKTYPE_sysenter: v->pv.sysenter_callback = address; return 0;
+    case CALLBACKTYPE_syscall32:
+        v->pv.syscall32_callback = address;
+        v->pv.syscall32_masks_events = flags & CALLBACKF_mask_events;
+        return 0;
+    case CALLBACKTYPE_sysenter:
+        v->pv.sysenter_callback = address;
+        v->pv.sysenter_masks_events = flags & CALLBACKF_mask_events;
+        return 0;
     case CALLBACKTYPE_nmi: return 0; /* accepted as Xen does; no NMI is ever raised */
     }
     return -XEN_ENOSYS;
@@ -221,35 +289,6 @@ int64_t do_stack_switch(struct vcpu *v, uint64_t ss, uint64_t sp)
 
 /* ---- segments, debug registers, FPU ----------------------------------------------------------------------------- */
 
-bool pv_read_descriptor(struct vcpu *v, uint16_t selector, uint64_t *descriptor)
-{
-    unsigned index = selector >> 3;
-    switch (selector & ~7) { /* the flat segments at the end of the GDT are ours */
-    case FLAT_RING3_CS32 & ~7: *descriptor = 0x00cffb000000ffffull; return true;
-    case FLAT_RING3_DS32 & ~7: *descriptor = 0x00cff3000000ffffull; return true;
-    case FLAT_RING3_CS64 & ~7: *descriptor = 0x00affb000000ffffull; return true;
-    }
-    if (selector & 4)
-        return index < v->pv.ldt_entries && engine()->read(v, v->pv.ldt_base + 8ull * index, descriptor, 8);
-    if (!(selector & ~3) || index >= v->pv.gdt_entries || mfn_eq(v->pv.gdt_frame[index >> 9], INVALID_MFN))
-        return false;
-    const uint64_t *table = mfn_to_virt(v->domain->hv, v->pv.gdt_frame[index >> 9]);
-    *descriptor = __atomic_load_n(&table[index & 511], __ATOMIC_RELAXED);
-    return true;
-}
-
-static uint64_t descriptor_base(uint64_t d) { return ((d >> 16) & 0xffffff) | (d >> 56) << 24; }
-
-static int64_t set_gs_user_selector(struct vcpu *v, uint64_t selector)
-{
-    uint64_t d = 0;
-    if ((selector & ~3ull) && (!pv_read_descriptor(v, selector, &d) || !(d >> 47 & 1)))
-        return 0; /* as Xen: a bad selector becomes null */
-    v->pv.gs_base_user = descriptor_base(d);
-    v->cpu->sreg[SREG_GS] = d ? selector : 0;
-    return 0;
-}
-
 int64_t do_set_segment_base(struct vcpu *v, uint64_t which, uint64_t base)
 {
     if (which != SEGBASE_GS_USER_SEL && !is_canonical(base))
@@ -258,7 +297,7 @@ int64_t do_set_segment_base(struct vcpu *v, uint64_t which, uint64_t base)
     case SEGBASE_FS: v->cpu->fs_base = base; return 0;
     case SEGBASE_GS_USER: v->pv.gs_base_user = base; return 0;
     case SEGBASE_GS_KERNEL: v->cpu->gs_base = base; return 0;
-    case SEGBASE_GS_USER_SEL: return set_gs_user_selector(v, base & 0xffff);
+    case SEGBASE_GS_USER_SEL: return pv_set_gs_user_selector(v, base & 0xffff);
     }
     return -XEN_EINVAL;
 }

@@ -17,9 +17,20 @@ static uint32_t tag_offset(const struct translator *t, bool write)
     return tlb + (write ? offsetof(struct tlb_entry, write_tag) : offsetof(struct tlb_entry, read_tag));
 }
 
+/* T0 is an offset in a segment that is not simply all there is. */
+static void emit_segment(struct translator *t, uint64_t pc, uint32_t what)
+{
+    emit_rip(t, pc);
+    emit_mov_imm(&t->m, T1, what);
+    emit_call(&t->m, t->ed->tr.helper[HELP_SEGMENT]);
+    EMIT(&t->m, "\x45\x89\xda"); /* mov r10d, r11d */
+}
+
 void emit_tlb(struct translator *t, uint64_t pc, uint32_t what)
 {
     struct emitter *m = &t->m;
+    if (what >= SLOW_SEGMENT(0))
+        emit_segment(t, pc, what);
     if (t->single) {
         emit_rip(t, pc);
         emit_mov_imm(m, T1, what | SLOW_SPECIAL);

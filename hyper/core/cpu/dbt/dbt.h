@@ -76,6 +76,7 @@ enum helper {
     HELP_IRET,
     HELP_FXSAVE,       /* r10: vaddr */
     HELP_FXRSTOR,
+    HELP_SEGMENT,      /* r10: offset, r11: SLOW_* with a segment; returns the address with bit 32 set */
     NR_HELPERS
 };
 
@@ -107,6 +108,7 @@ struct engine_vcpu {
     uint64_t shadow_top[2], shadow_saved; /* by mode; of the mode that isn't running */
     bool fpu_disabled;
     bool fpu_valid;
+    uint64_t mode_now[2];      /* block modes by guest mode that jump cache and shadow stack lead to */
     bool single_step;          /* run one instruction as a block of its own next */
     bool page_table_write;     /* and its store goes to a page table, through pv_ptwr_write */
     bool page_table_refused;   /* which was refused: the guest gets its fault */
@@ -126,6 +128,7 @@ struct engine_vcpu {
 
 /* What makes the same bytes translate differently. */
 enum block_mode { MODE_USER = 1, MODE_SINGLE = 2, MODE_NO_FPU = 4 };
+#define MODE_CODE(code) ((code) << 3) /* CODE_* */
 
 /* A direct jump out of a block: a rel32 at `patch` that goes to `stub` until it is linked. */
 struct link {
@@ -190,7 +193,7 @@ struct engine_domain {
     uint64_t *fault_pc;
     _Atomic uint32_t nr_faults;
     uint64_t liveness_generation;   /* bumped when code changes */
-    struct { uint64_t pc, generation; mfn_t mfn; uint16_t live; } liveness[LIVENESS_ENTRIES]; /* what live_at found */
+    struct { uint64_t pc, generation; mfn_t mfn; uint16_t live; bool compat; } liveness[LIVENESS_ENTRIES]; /* what live_at found */
     bool kernel_low_code;           /* kernel code was run below CHAIN_START */
     uint8_t ungroup[1 << 12];       /* failures of grouped stack accesses by hashed pc: see group_failed */
     uint64_t top_l4_entry;          /* last seen entry 511: chains across pages rest on it */
@@ -205,6 +208,12 @@ enum { FXSAVE_FIP = 8, FXSAVE_FDP = 16, FXSAVE_MXCSR = 24, FXSAVE_XMM = 160 };
 #define CHAIN_START 0xffffffff80000000ull
 
 static inline unsigned mode_index(const struct engine_vcpu *e) { return e->cpu.user_mode; }
+/* Where an access over a page end goes on: 32-bit code has no addresses beyond 4 GiB. */
+static inline uint64_t next_page(const struct engine_vcpu *e, uint64_t vaddr)
+{
+    uint64_t next = (vaddr & PAGE_MASK) + PAGE_SIZE;
+    return e->cpu.code ? (uint32_t)next : next;
+}
 static inline uint64_t page_of(uint64_t vaddr) { return vaddr & PAGE_MASK; }
 static inline unsigned tlb_index(uint64_t vaddr) { return (vaddr >> PAGE_SHIFT) & (TLB_ENTRIES - 1); }
 static inline unsigned jump_index(uint64_t pc) { return (pc ^ (pc >> 12)) & (JUMP_ENTRIES - 1); }
@@ -291,6 +300,7 @@ typedef void enter_fn(struct engine_vcpu *e, const uint8_t *entry);
 /* ---- helpers.c: called from generated code on C's stack, without SSE -------------------------------------------- */
 /* Flags in `what` of slow_access. */
 enum { SLOW_SIZE = 0xff, SLOW_WRITE = 0x100, SLOW_SPECIAL = 0x200, SLOW_GROUP = 0x400, SLOW_STACK = 0x800 /* #SS, not #GP */ };
+#define SLOW_SEGMENT(sreg) ((1u + (sreg)) << 12) /* r10 is an offset in it, to be checked against its limit */
 void helpers_init(struct engine_vcpu *e);
 
 /* ---- interpret.c ------------------------------------------------------------------------------------------------ */

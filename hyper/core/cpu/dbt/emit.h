@@ -121,6 +121,13 @@ static inline void emit_store(struct emitter *m, int base, int32_t disp, unsigne
 {
     emit_op_mem(m, true, 0x89, from, base, -1, 0, disp);
 }
+static inline void emit_movzx_word(struct emitter *m, unsigned to, unsigned from)
+{
+    emit1(m, 0x40 | (to >> 3) << 2 | (from >> 3));
+    emit1(m, 0x0f);
+    emit1(m, 0xb7);
+    emit1(m, 0xc0 | (to & 7) << 3 | (from & 7));
+}
 static inline void emit_mov(struct emitter *m, unsigned to, unsigned from)
 {
     emit1(m, 0x48 | (from >> 3) << 2 | (to >> 3));

@@ -69,7 +69,7 @@ static uint16_t look_ahead(struct translator *t, uint64_t pc, unsigned depth)
         if (page_of(pc) != t->page_vaddr || (pc & ~PAGE_MASK) > PAGE_SIZE - DECODE_BYTES)
             return live | (X86_STATUS & ~dead);
         struct insn i;
-        decode(&i, t->page + (pc & ~PAGE_MASK), pc, t->features);
+        decode(&i, t->page + (pc & ~PAGE_MASK), pc, t->features, t->compat);
         live |= i.flags_read & ~dead;
         dead |= i.flags_kill;
         if ((live | dead) == X86_STATUS)
@@ -94,11 +94,13 @@ uint16_t live_at(struct translator *t, uint64_t pc)
     _Static_assert(LIVENESS_ENTRIES == 1 << (64 - 52), "the hash");
     if (page_of(pc) != t->page_vaddr)
         return X86_STATUS;
-    if (known->pc != pc || known->generation != ed->liveness_generation || !mfn_eq(known->mfn, t->b->mfn)) {
+    if (known->pc != pc || known->generation != ed->liveness_generation || !mfn_eq(known->mfn, t->b->mfn) ||
+        known->compat != t->compat) {
         known->live = look_ahead(t, pc, 0);
         known->pc = pc;
         known->generation = ed->liveness_generation;
         known->mfn = t->b->mfn;
+        known->compat = t->compat;
     }
     return known->live;
 }

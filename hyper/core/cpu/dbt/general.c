@@ -79,7 +79,7 @@ static void translate_bit_string(struct translator *t, const struct insn *i, boo
     emit_op_mem(m, true, 0x8d, T0, T0, T1, shift - 3, 0);
     if (i->address_32 && !i->segment)
         EMIT(m, "\x45\x89\xd2"); /* mov r10d, r10d */
-    emit_tlb(t, i->pc, i->operand_size | (i->access & RM_WRITE ? SLOW_WRITE : 0) | stack_operand(i));
+    emit_tlb(t, i->pc, i->operand_size | (i->access & RM_WRITE ? SLOW_WRITE : 0) | operand_what(t, i));
     emit_lea(m, T1, T1, T0, 0);
     load_guest(t, T0, i->reg);
     EMIT(m, "\x41\x83\xe2"); /* and r10d, bits */
@@ -114,7 +114,7 @@ void translate_memory_form(struct translator *t, const struct insn *i, uint16_t 
         return;
     }
     emit_vaddr(t, i);
-    emit_tlb(t, i->pc, i->memory_size | (write ? SLOW_WRITE : 0) | stack_operand(i));
+    emit_tlb(t, i->pc, i->memory_size | (write ? SLOW_WRITE : 0) | operand_what(t, i));
     if (need)
         flags_to_host(t, true);
     if (gpr && byte_without_rex(i->reg_is_byte, i) && i->reg >= 4) {

@@ -7,6 +7,7 @@
  */
 #pragma GCC target("general-regs-only")
 #include "cpu/dbt/dbt.h"
+#include "cpu/operand.h"
 
 static uint64_t leave(struct engine_vcpu *e, enum dbt_exit why)
 {
@@ -25,14 +26,45 @@ static uint64_t leave_stack_fault(struct engine_vcpu *e)
 
 static uint64_t help_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what) { return mmu_slow_access(e, vaddr, what); }
 
+/* The segment in `what` (SLOW_SEGMENT). */
+static enum sreg segment_in(uint64_t what) { return (what >> 12 & 7) - 1; }
+
+static uint64_t help_segment(struct engine_vcpu *e, uint64_t offset, uint64_t what)
+{
+    uint64_t vaddr;
+    if (!locate(&e->cpu, segment_in(what), offset, what & SLOW_SIZE, what & SLOW_WRITE, &vaddr))
+        return leave_fault(e);
+    return vaddr | 1ull << 32;
+}
+
 /* ---- string instructions ---------------------------------------------------------------------------------------- */
 
 struct string_op {
     unsigned opcode, bytes;
     unsigned repeat;      /* 1: rep, repe; 2: repne */
-    uint64_t segment_base; /* of the source */
+    enum sreg segment;    /* of the source; the target's is ES */
+    uint64_t mask;        /* of addresses and the counter */
+    bool checked;         /* segments have limits: one element at a time */
     int64_t step;
 };
+
+/* Addresses of the source and of the target; false: a segment refuses them. */
+static bool source_at(struct engine_vcpu *e, const struct string_op *s, uint64_t *vaddr)
+{
+    return locate(&e->cpu, s->segment, e->cpu.regs[RSI] & s->mask, s->bytes, false, vaddr);
+}
+
+static bool target_at(struct engine_vcpu *e, const struct string_op *s, bool write, uint64_t *vaddr)
+{
+    return locate(&e->cpu, SREG_ES, e->cpu.regs[RDI] & s->mask, s->bytes, write, vaddr);
+}
+
+/* As the CPU does: 32 bits clear the rest, 16 bits leave it. */
+static void advance(uint64_t *r, const struct string_op *s, int64_t by)
+{
+    uint64_t kept = s->mask == 0xffff ? *r & ~s->mask : 0;
+    *r = kept | ((*r + by) & s->mask);
+}
 
 static uint64_t accumulator(const struct engine_vcpu *e, unsigned bytes)
 {
@@ -64,7 +96,7 @@ static void set_compare_flags(struct engine_vcpu *e, uint64_t a, uint64_t b, uns
 /* Elements that can be moved at once: up to a page end on either side, forward only. 0: one by one. */
 static uint64_t run_length(const struct string_op *s, uint64_t count, uint64_t from, uint64_t to)
 {
-    if (!s->repeat || s->step < 0 || count <= 8 / s->bytes)
+    if (!s->repeat || s->checked || s->step < 0 || count <= 8 / s->bytes)
         return 0;
     uint64_t n = PAGE_SIZE - (from & ~PAGE_MASK), m = PAGE_SIZE - (to & ~PAGE_MASK);
     n = (n < m ? n : m) / s->bytes;
@@ -95,25 +127,30 @@ static void move(uint8_t *to, const uint8_t *from, unsigned bytes, uint64_t coun
 /* A run at once, or one element. Returns elements done, 0 after a fault. */
 static uint64_t move_some(struct engine_vcpu *e, const struct string_op *s)
 {
-    uint64_t *r = e->cpu.regs, from = r[RSI] + s->segment_base, value;
-    uint64_t n = run_length(s, r[RCX], from, r[RDI]);
+    uint64_t from, into, value;
+    if (!source_at(e, s, &from) || !target_at(e, s, true, &into))
+        return 0;
+    uint64_t n = run_length(s, e->cpu.regs[RCX] & s->mask, from, into);
     if (n) {
         uint8_t *source = mmu_access(e, from, false);
-        uint8_t *to = source ? mmu_access(e, r[RDI], true) : NULL;
+        uint8_t *to = source ? mmu_access(e, into, true) : NULL;
         if (!to)
             return 0;
         move(to, source, s->bytes, n);
         return n;
     }
-    return mmu_load(e, from, s->bytes, &value) && mmu_store(e, r[RDI], s->bytes, value);
+    return mmu_load(e, from, s->bytes, &value) && mmu_store(e, into, s->bytes, value);
 }
 
 static uint64_t store_some(struct engine_vcpu *e, const struct string_op *s)
 {
-    uint64_t *r = e->cpu.regs, n = run_length(s, r[RCX], r[RDI], r[RDI]);
+    uint64_t *r = e->cpu.regs, into;
+    if (!target_at(e, s, true, &into))
+        return 0;
+    uint64_t n = run_length(s, r[RCX] & s->mask, into, into);
     if (!n)
-        return mmu_store(e, r[RDI], s->bytes, r[RAX]);
-    uint8_t *to = mmu_access(e, r[RDI], true);
+        return mmu_store(e, into, s->bytes, r[RAX]);
+    uint8_t *to = mmu_access(e, into, true);
     if (!to)
         return 0;
     fill(to, r[RAX], s->bytes, n);
@@ -122,8 +159,8 @@ static uint64_t store_some(struct engine_vcpu *e, const struct string_op *s)
 
 static uint64_t load_one(struct engine_vcpu *e, const struct string_op *s)
 {
-    uint64_t value;
-    if (!mmu_load(e, e->cpu.regs[RSI] + s->segment_base, s->bytes, &value))
+    uint64_t from, value;
+    if (!source_at(e, s, &from) || !mmu_load(e, from, s->bytes, &value))
         return 0;
     set_accumulator(e, s->bytes, value);
     return 1;
@@ -131,9 +168,9 @@ static uint64_t load_one(struct engine_vcpu *e, const struct string_op *s)
 
 static uint64_t compare_one(struct engine_vcpu *e, const struct string_op *s, bool scan)
 {
-    uint64_t a = accumulator(e, s->bytes), b;
-    if ((!scan && !mmu_load(e, e->cpu.regs[RSI] + s->segment_base, s->bytes, &a)) ||
-        !mmu_load(e, e->cpu.regs[RDI], s->bytes, &b))
+    uint64_t a = accumulator(e, s->bytes), b, from, other;
+    if ((!scan && (!source_at(e, s, &from) || !mmu_load(e, from, s->bytes, &a))) || !target_at(e, s, false, &other) ||
+        !mmu_load(e, other, s->bytes, &b))
         return 0;
     set_compare_flags(e, a, b, s->bytes);
     return 1;
@@ -150,33 +187,33 @@ static uint64_t string_step(struct engine_vcpu *e, const struct string_op *s)
     case 0xa6: n = compare_one(e, s, false); uses_rsi = true; break;
     case 0xae: n = compare_one(e, s, true); break;
     }
-    if (uses_rsi)
-        r[RSI] += s->step * n;
-    if (uses_rdi)
-        r[RDI] += s->step * n;
+    if (uses_rsi && n)
+        advance(&r[RSI], s, s->step * n);
+    if (uses_rdi && n)
+        advance(&r[RDI], s, s->step * n);
     return n;
 }
 
 static uint64_t help_string(struct engine_vcpu *e, uint64_t unused, uint64_t what)
 {
     (void)unused;
-    struct string_op s = {.opcode = what & 0xff, .bytes = (what >> 8) & 0xff, .repeat = (what >> 16) & 3};
-    unsigned segment = (what >> 20) & 15;
-    s.segment_base = segment == 1 + SREG_FS ? e->cpu.fs_base : segment == 1 + SREG_GS ? e->cpu.gs_base : 0;
+    struct string_op s = {.opcode = what & 0xff, .bytes = (what >> 8) & 0xff, .repeat = (what >> 16) & 3,
+                          .segment = (what >> 20) & 15, .mask = ~0ull >> (64 - 8 * (what >> 24 & 15)),
+                          .checked = e->cpu.code & ~(uint64_t)CODE_COMPAT};
     s.step = e->cpu.direction ? -(int64_t)s.bytes : s.bytes;
     bool compares = (s.opcode & 0xfe) == 0xa6 || (s.opcode & 0xfe) == 0xae;
     uint64_t *rcx = &e->cpu.regs[RCX];
-    while (!s.repeat || *rcx) {
+    while (!s.repeat || (*rcx & s.mask)) {
         uint64_t n = string_step(e, &s);
         if (!n)
             return leave_fault(e);
         if (!s.repeat)
             return 1;
-        *rcx -= n;
+        advance(rcx, &s, -(int64_t)n);
         bool equal = (e->cpu.status >> 8) & X86_ZF;
         if (compares && equal != (s.repeat == 1))
             return 1;
-        if (*rcx && atomic_load_explicit(&e->vcpu->kick, memory_order_relaxed))
+        if ((*rcx & s.mask) && atomic_load_explicit(&e->vcpu->kick, memory_order_relaxed))
             return leave(e, DBT_POLL); /* a long one is interruptible between elements */
     }
     return 1;
@@ -254,7 +291,7 @@ static uint64_t help_commit(struct engine_vcpu *e, uint64_t r10, uint64_t r11)
     if (e->bounce_is_page_table)
         return commit_page_table(e, vaddr, from, bytes);
     bool locked = lock_in_helper(e);
-    uint8_t *low = commit_page(e, vaddr), *high = bytes > first ? commit_page(e, vaddr + first) : low;
+    uint8_t *low = commit_page(e, vaddr), *high = bytes > first ? commit_page(e, next_page(e, vaddr)) : low;
     if (low && high) { /* else another vCPU unmapped it meanwhile: as if the store had come before that */
         copy_plain(low, from, bytes < first ? bytes : first);
         if (bytes > first)
@@ -267,26 +304,25 @@ static uint64_t help_commit(struct engine_vcpu *e, uint64_t r10, uint64_t r11)
 
 /* ---- flags on the stack, iret ----------------------------------------------------------------------------------- */
 
-static uint64_t help_pushf(struct engine_vcpu *e, uint64_t r10, uint64_t r11)
+static uint64_t help_pushf(struct engine_vcpu *e, uint64_t r10, uint64_t bytes)
 {
     (void)r10;
-    (void)r11;
-    if (!mmu_store(e, e->cpu.regs[RSP] - 8, 8, cpu_rflags(&e->cpu)))
+    uint64_t at;
+    if (!stack_address(&e->cpu, -(int64_t)bytes, bytes, true, &at) || !mmu_store(e, at, bytes, cpu_rflags(&e->cpu)))
         return leave_stack_fault(e);
-    e->cpu.regs[RSP] -= 8;
+    stack_move(&e->cpu, -(int64_t)bytes);
     return 1;
 }
 
-static uint64_t help_popf(struct engine_vcpu *e, uint64_t r10, uint64_t r11)
+static uint64_t help_popf(struct engine_vcpu *e, uint64_t r10, uint64_t bytes)
 {
     (void)r10;
-    (void)r11;
-    uint64_t rflags;
-    if (!mmu_load(e, e->cpu.regs[RSP], 8, &rflags))
+    uint64_t rflags, at;
+    if (!stack_address(&e->cpu, 0, bytes, false, &at) || !mmu_load(e, at, bytes, &rflags))
         return leave_stack_fault(e);
     if (rflags & X86_TF)
         return leave(e, DBT_RARE); /* single-stepping starts: out of the block */
-    e->cpu.regs[RSP] += 8;
+    stack_move(&e->cpu, bytes);
     cpu_set_rflags(&e->cpu, rflags);
     return 1;
 }
@@ -327,9 +363,19 @@ static bool image_writable(struct engine_vcpu *e, uint64_t vaddr)
     return true;
 }
 
-static uint64_t help_fxsave(struct engine_vcpu *e, uint64_t vaddr, uint64_t wide)
+/* Of the vector registers 32-bit code has eight. */
+static size_t xmm_bytes(const struct engine_vcpu *e) { return e->cpu.code ? sizeof(e->xmm) / 2 : sizeof(e->xmm); }
+
+static bool image_address(struct engine_vcpu *e, uint64_t *vaddr, uint64_t what, bool write)
+{
+    return what < SLOW_SEGMENT(0) || locate(&e->cpu, segment_in(what), *vaddr, 512, write, vaddr);
+}
+
+static uint64_t help_fxsave(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
 {
     uint8_t image[512] __attribute__((aligned(16)));
+    if (!image_address(e, &vaddr, what, true))
+        return leave_fault(e);
     if (vaddr & 15)
         return leave(e, DBT_GP);
     if (!image_writable(e, vaddr))
@@ -339,11 +385,15 @@ static uint64_t help_fxsave(struct engine_vcpu *e, uint64_t vaddr, uint64_t wide
         if (!mmu_load(e, vaddr + at, 8, word))
             return leave_fault(e);
     }
-    if (wide)
+    uint8_t high[sizeof(e->xmm) / 2];
+    copy_plain(high, image + FXSAVE_XMM + sizeof(high), sizeof(high));
+    if (what & 8)
         __asm__ volatile("fxsave64 %0" : "+m"(image));
     else
         __asm__ volatile("fxsave %0" : "+m"(image));
-    copy_plain(image + FXSAVE_XMM, e->xmm, sizeof(e->xmm));
+    copy_plain(image + FXSAVE_XMM, e->xmm, xmm_bytes(e));
+    if (e->cpu.code)
+        copy_plain(image + FXSAVE_XMM + sizeof(high), high, sizeof(high));
     *(uint64_t *)(image + FXSAVE_FIP) = *(uint64_t *)(image + FXSAVE_FDP) = 0; /* host addresses */
     for (uint64_t at = 0; at < sizeof(image); at += 8)
         if (!mmu_store(e, vaddr + at, 8, *(uint64_t *)(image + at)))
@@ -351,9 +401,11 @@ static uint64_t help_fxsave(struct engine_vcpu *e, uint64_t vaddr, uint64_t wide
     return 1;
 }
 
-static uint64_t help_fxrstor(struct engine_vcpu *e, uint64_t vaddr, uint64_t wide)
+static uint64_t help_fxrstor(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
 {
     uint8_t image[512] __attribute__((aligned(16)));
+    if (!image_address(e, &vaddr, what, false))
+        return leave_fault(e);
     if (vaddr & 15)
         return leave(e, DBT_GP);
     for (uint64_t at = 0; at < sizeof(image); at += 8)
@@ -361,8 +413,8 @@ static uint64_t help_fxrstor(struct engine_vcpu *e, uint64_t vaddr, uint64_t wid
             return leave_fault(e);
     if (*(uint32_t *)(image + 24) & ~0xffffu)
         return leave(e, DBT_GP); /* reserved MXCSR bits */
-    copy_plain(e->xmm, image + FXSAVE_XMM, sizeof(e->xmm)); /* the way out loads them */
-    if (wide)
+    copy_plain(e->xmm, image + FXSAVE_XMM, xmm_bytes(e)); /* the way out loads them */
+    if (what & 8)
         __asm__ volatile("fxrstor64 %0" : : "m"(image));
     else
         __asm__ volatile("fxrstor %0" : : "m"(image));
@@ -380,4 +432,5 @@ void helpers_init(struct engine_vcpu *e)
     e->helper[HELP_IRET] = help_iret;
     e->helper[HELP_FXSAVE] = help_fxsave;
     e->helper[HELP_FXRSTOR] = help_fxrstor;
+    e->helper[HELP_SEGMENT] = help_segment;
 }

@@ -2,13 +2,13 @@
  * Rare unprivileged instructions, one at a time: not worth generated code. Runs between blocks, registers in the vCPU.
  */
 #include "cpu/dbt/dbt.h"
-#include "cpu/operand.h"
+#include "cpu/dbt/interpret.h"
 
 static bool push(struct engine_vcpu *e, unsigned bytes, uint64_t v)
 {
-    if (!mmu_store(e, e->cpu.regs[RSP] - bytes, bytes, v))
+    if (!store_stack(e, -(int64_t)bytes, bytes, v))
         return false;
-    e->cpu.regs[RSP] -= bytes;
+    stack_move(&e->cpu, -(int64_t)bytes);
     return true;
 }
 
@@ -16,10 +16,10 @@ static bool push(struct engine_vcpu *e, unsigned bytes, uint64_t v)
 static bool move_absolute(struct engine_vcpu *e, const struct insn *i)
 {
     unsigned bytes = i->opcode & 1 ? i->operand_size : 1;
-    uint64_t v, a = i->imm + segment_base(&e->cpu, i);
+    uint64_t v;
     if (i->opcode >= 0xa2)
-        return mmu_store(e, a, bytes, e->cpu.regs[RAX]);
-    if (!mmu_load(e, a, bytes, &v))
+        return store_at(e, insn_segment(i), i->imm, bytes, e->cpu.regs[RAX]);
+    if (!load_at(e, insn_segment(i), i->imm, bytes, &v))
         return false;
     set_register(&e->cpu, RAX, bytes, v);
     return true;
@@ -27,48 +27,74 @@ static bool move_absolute(struct engine_vcpu *e, const struct insn *i)
 
 static bool xlat(struct engine_vcpu *e, const struct insn *i)
 {
-    uint64_t v, a = e->cpu.regs[RBX] + (e->cpu.regs[RAX] & 0xff);
-    if (i->address_32)
-        a = (uint32_t)a;
-    a += segment_base(&e->cpu, i);
-    if (!mmu_load(e, a, 1, &v))
+    uint64_t v, offset = (e->cpu.regs[RBX] + (e->cpu.regs[RAX] & 0xff)) & address_mask(i);
+    if (!load_at(e, insn_segment(i), offset, 1, &v))
         return false;
     set_register(&e->cpu, RAX, 1, v);
     return true;
 }
 
+/* loopne, loope, loop; and jcxz, which counts nothing. */
 static uint64_t loop_target(struct engine_vcpu *e, const struct insn *i, uint64_t next)
 {
-    uint64_t count = e->cpu.regs[RCX] - 1;
-    if (i->address_32)
-        count = (uint32_t)count;
-    e->cpu.regs[RCX] = count;
+    uint64_t mask = address_mask(i), count = (e->cpu.regs[RCX] - (i->opcode != 0xe3)) & mask;
+    set_register(&e->cpu, RCX, i->address_16 ? 2 : 8, count);
     bool zero = (e->cpu.status >> 8) & X86_ZF;
-    bool taken = count && (i->opcode == 0xe2 || zero == (i->opcode == 0xe1));
+    bool taken = i->opcode == 0xe3 ? !count : count && (i->opcode == 0xe2 || zero == (i->opcode == 0xe1));
     return taken ? next + i->imm : next;
 }
 
 static bool enter(struct engine_vcpu *e, const struct insn *i)
 {
     unsigned frame = i->imm & 0xffff, level = (i->imm >> 16) & 31;
-    uint64_t *r = e->cpu.regs, rsp = r[RSP], rbp = r[RBP], value;
-    if (!mmu_store(e, rsp - 8, 8, rbp))
+    struct cpu_state *c = &e->cpu;
+    uint64_t *r = c->regs, rbp = r[RBP], value, at, mask = stack_mask(c);
+    int64_t word = stack_word(c), distance = -word;
+    if (!store_stack(e, distance, word, rbp))
         return false;
-    uint64_t top = rsp -= 8;
+    uint64_t top = (r[RSP] - word) & mask;
     for (unsigned k = 1; k < level; k++) {
-        if (!mmu_load(e, rbp - 8 * k, 8, &value) || !mmu_store(e, rsp - 8, 8, value))
+        distance -= word;
+        if (!load_at(e, SREG_SS, (rbp - word * k) & mask, word, &value) || !store_stack(e, distance, word, value))
             return false;
-        rsp -= 8;
     }
     if (level) {
-        if (!mmu_store(e, rsp - 8, 8, top))
+        distance -= word;
+        if (!store_stack(e, distance, word, top))
             return false;
-        rsp -= 8;
     }
-    if (!mmu_access(e, rsp - frame, true)) /* the CPU tries the new top of the stack, too */
+    distance -= frame;
+    if (!stack_address(c, distance, 1, true, &at) || !mmu_access(e, at, true)) /* the CPU tries the new top of the stack, too */
         return false;
     r[RBP] = top;
-    r[RSP] = rsp - frame;
+    stack_move(c, distance);
+    return true;
+}
+
+/* 16-bit pops, to a register or to memory, whose address is computed with rsp already incremented. */
+static bool pop_narrow(struct engine_vcpu *e, const struct insn *i, bool to_register, unsigned reg)
+{
+    uint64_t v;
+    if (!load_stack(e, 0, 2, &v))
+        return false;
+    stack_move(&e->cpu, 2);
+    if (to_register) {
+        set_register(&e->cpu, reg, 2, v);
+        return true;
+    }
+    if (store_operand(e, i, 2, v))
+        return true;
+    stack_move(&e->cpu, -2);
+    return false;
+}
+
+static bool pop_flags(struct engine_vcpu *e, unsigned bytes)
+{
+    uint64_t v;
+    if (!load_stack(e, 0, bytes, &v))
+        return false;
+    stack_move(&e->cpu, bytes);
+    cpu_set_rflags(&e->cpu, bytes == 2 ? (cpu_rflags(&e->cpu) & ~0xffffull) | v : v);
     return true;
 }
 
@@ -79,38 +105,15 @@ static bool narrow_stack(struct engine_vcpu *e, const struct insn *i)
     unsigned reg = (i->opcode & 7) | (i->rex & 1) << 3;
     switch (i->opcode) {
     case 0x50 ... 0x57: return push(e, 2, r[reg]);
-    case 0x58 ... 0x5f:
-        if (!mmu_load(e, r[RSP], 2, &v))
-            return false;
-        r[RSP] += 2;
-        set_register(&e->cpu, reg, 2, v);
-        return true;
+    case 0x58 ... 0x5f: return pop_narrow(e, i, true, reg);
     case 0x68: case 0x6a: return push(e, 2, i->imm);
-    case 0x9c: return push(e, i->kind == INSN_PUSHF ? 8 : 2, cpu_rflags(&e->cpu));
-    case 0x9d: {
-        unsigned bytes = i->kind == INSN_POPF ? 8 : 2;
-        if (!mmu_load(e, r[RSP], bytes, &v))
-            return false;
-        r[RSP] += bytes;
-        cpu_set_rflags(&e->cpu, bytes == 2 ? (cpu_rflags(&e->cpu) & ~0xffffull) | v : v);
-        return true;
-    }
+    case 0x9c: return push(e, i->kind == INSN_PUSHF ? stack_word(&e->cpu) : 2, cpu_rflags(&e->cpu));
+    case 0x9d: return pop_flags(e, i->kind == INSN_POPF ? stack_word(&e->cpu) : 2);
     case 0xff:
         if (i->mod == 3)
             return push(e, 2, r[i->rm]);
-        return mmu_load(e, operand_address(&e->cpu, i), 2, &v) && push(e, 2, v);
-    case 0x8f:
-        if (!mmu_load(e, r[RSP], 2, &v))
-            return false;
-        r[RSP] += 2;
-        if (i->mod == 3) {
-            set_register(&e->cpu, i->rm, 2, v);
-            return true;
-        }
-        if (mmu_store(e, operand_address(&e->cpu, i), 2, v))
-            return true;
-        r[RSP] -= 2;
-        return false;
+        return load_operand(e, i, 2, &v) && push(e, 2, v);
+    case 0x8f: return pop_narrow(e, i, i->mod == 3, i->rm);
     }
     return false;
 }
@@ -119,7 +122,7 @@ static bool narrow_stack(struct engine_vcpu *e, const struct insn *i)
 static bool segment_query(struct engine_vcpu *e, const struct insn *i)
 {
     uint64_t selector = e->cpu.regs[i->rm], descriptor;
-    if (i->mod != 3 && !mmu_load(e, operand_address(&e->cpu, i), 2, &selector))
+    if (i->mod != 3 && !load_operand(e, i, 2, &selector))
         return false;
     bool ok = pv_read_descriptor(e->vcpu, selector, &descriptor) && (descriptor >> 47 & 1);
     e->cpu.status = (e->cpu.status & ~(uint64_t)(X86_ZF << 8)) | (ok ? X86_ZF << 8 : 0);
@@ -136,7 +139,9 @@ static bool segment_query(struct engine_vcpu *e, const struct insn *i)
 static bool masked_move(struct engine_vcpu *e, const struct insn *i)
 {
     const uint8_t *data = e->xmm[i->reg], *mask = e->xmm[i->rm];
-    uint64_t at = (i->address_32 ? (uint32_t)e->cpu.regs[RDI] : e->cpu.regs[RDI]) + segment_base(&e->cpu, i);
+    uint64_t at;
+    if (!locate(&e->cpu, insn_segment(i), e->cpu.regs[RDI] & address_mask(i), 16, true, &at))
+        return false;
     for (unsigned k = 0; k < 16; k++)
         if ((mask[k] & 0x80) && !mmu_access(e, page_of(at + k) == page_of(at) ? at : page_of(at + k), true))
             return false;
@@ -153,8 +158,8 @@ static bool store_fpu(struct engine_vcpu *e, const struct insn *i)
     bool save = i->opcode == 0xdd, narrow = i->prefix_66;
     uint8_t image[108];
     unsigned environment = narrow ? 14 : 28, bytes = environment + (save ? 80 : 0), pointers = narrow ? 6 : 12;
-    uint64_t to = operand_address(&e->cpu, i);
-    if (!mmu_access(e, to, true) || !mmu_access(e, to + bytes - 1, true))
+    uint64_t to;
+    if (!operand_address(&e->cpu, i, bytes, true, &to) || !mmu_access(e, to, true) || !mmu_access(e, to + bytes - 1, true))
         return false;
     if (save && narrow)
         __asm__ volatile("data16 fnsave %0" : "=m"(image));
@@ -176,11 +181,17 @@ int interpret_rare(struct engine_vcpu *e)
     uint8_t bytes[DECODE_BYTES] = {0};
     struct insn i;
     unsigned got = engine()->fetch(e->vcpu, e->cpu.rip, bytes);
-    decode(&i, bytes, e->cpu.rip, vcpu_features(e->vcpu));
+    decode(&i, bytes, e->cpu.rip, vcpu_features(e->vcpu), e->cpu.code);
     if (got < i.length || (i.kind != INSN_RARE && i.kind != INSN_POPF && i.kind != INSN_PUSHF))
         return DBT_LINK; /* another vCPU has rewritten it since: run what is there now */
     uint64_t next = e->cpu.rip + i.length;
     bool ok;
+    if (is_compat_only(&i)) {
+        enum dbt_exit why = interpret_compat(e, &i);
+        if (why == DBT_LINK)
+            e->cpu.rip = (uint32_t)next;
+        return why;
+    }
     if (i.map == 1 && i.opcode == 0xf7)
         ok = masked_move(e, &i);
     else if (i.map == 1)
@@ -189,7 +200,7 @@ int interpret_rare(struct engine_vcpu *e)
         ok = move_absolute(e, &i);
     else if (i.opcode == 0xd7)
         ok = xlat(e, &i);
-    else if (i.opcode >= 0xe0 && i.opcode <= 0xe2)
+    else if (i.opcode >= 0xe0 && i.opcode <= 0xe3)
         ok = true, next = loop_target(e, &i, next);
     else if (i.opcode == 0xd9 || i.opcode == 0xdd)
         ok = store_fpu(e, &i);
@@ -202,6 +213,6 @@ int interpret_rare(struct engine_vcpu *e)
         bool stack = i.opcode == 0xc8 || (i.opcode != 0xd7 && !is_canonical(e->cpu.regs[RSP]));
         return why == DBT_GP && stack ? DBT_STACK : why;
     }
-    e->cpu.rip = next;
+    e->cpu.rip = e->cpu.code ? (uint32_t)next : next;
     return DBT_LINK;
 }

@@ -31,7 +31,7 @@ void emit_link(struct translator *t, unsigned opcode, uint64_t pc)
     emit1(&t->m, opcode);
     struct link *l = &t->b->links[t->b->nr_links++];
     ASSERT(t->b->nr_links <= BLOCK_LINKS);
-    *l = (struct link){.patch = t->m.p, .owner = t->b, .pc = pc};
+    *l = (struct link){.patch = t->m.p, .owner = t->b, .pc = t->compat ? (uint32_t)pc : pc};
     emit4(&t->m, 0);
 }
 
@@ -125,7 +125,7 @@ void translate_jrcxz(struct translator *t, const struct insn *i, uint16_t live_a
 
 void translate_call(struct translator *t, const struct insn *i, uint16_t live_before, uint16_t live_after)
 {
-    uint64_t ret = i->pc + i->length;
+    uint64_t ret = t->compat ? (uint32_t)(i->pc + i->length) : i->pc + i->length;
     translate_push_imm(t, i->pc, ret, live_before);
     if (live_after)
         flags_to_host(t, false);
@@ -136,18 +136,21 @@ void translate_call(struct translator *t, const struct insn *i, uint16_t live_be
 static void load_target(struct translator *t, const struct insn *i)
 {
     if (i->mod == 3) {
-        load_guest(t, T0, i->rm);
+        if (t->compat)
+            emit_stack_lea(t, T0, host_of[i->rm], 0); /* 32 bits of it */
+        else
+            load_guest(t, T0, i->rm);
         return;
     }
     emit_vaddr(t, i);
-    emit_tlb(t, i->pc, 8 | stack_operand(i));
-    emit_op_mem(&t->m, true, 0x8b, T0, T1, T0, 0, 0);
+    emit_tlb(t, i->pc, t->word | operand_what(t, i));
+    emit_load_word_sum(t, T0);
 }
 
 void translate_call_indirect(struct translator *t, const struct insn *i, uint16_t live_before)
 {
     struct emitter *m = &t->m;
-    uint64_t ret = i->pc + i->length;
+    uint64_t ret = t->compat ? (uint32_t)(i->pc + i->length) : i->pc + i->length;
     flags_give_up(t, live_before);
     load_target(t, i);
     emit_store_gs(m, OFFSET(scratch1), T0);
@@ -169,8 +172,8 @@ void translate_ret(struct translator *t, const struct insn *i, uint16_t live_bef
 {
     flags_give_up(t, live_before);
     emit_pop_address(t, i->pc, 1);
-    emit_op_mem(&t->m, true, 0x8b, T0, T1, T0, 0, 0);
-    emit_lea(&t->m, GUEST_RSP, GUEST_RSP, -1, 8 + (int32_t)i->imm);
+    emit_load_word_sum(t, T0);
+    emit_stack_lea(t, GUEST_RSP, GUEST_RSP, t->word + (int32_t)i->imm);
     if (t->single)
         emit_jmp(&t->m, t->ed->tr.jump_miss); /* the landing may lead far beyond a single step */
     else
@@ -180,6 +183,10 @@ void translate_ret(struct translator *t, const struct insn *i, uint16_t live_bef
 void translate_iret(struct translator *t, const struct insn *i)
 {
     flags_to_vcpu(t);
+    if (t->compat) {
+        emit_exit(t, i->pc, DBT_PRIVILEGED);
+        return;
+    }
     translate_helper(t, i, HELP_IRET, i->operand_size);
     emit_load_gs(&t->m, T0, OFFSET(cpu.rip));
     emit_jmp(&t->m, t->single ? t->ed->tr.jump_miss : t->ed->tr.jump_indirect[t->user]);

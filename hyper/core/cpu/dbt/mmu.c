@@ -80,8 +80,10 @@ mfn_t mmu_fetch_frame(struct engine_vcpu *e, uint64_t pc)
 
 enum dbt_exit mmu_fault_exit(const struct engine_vcpu *e)
 {
-    if (e->cpu.fault_error == FAULT_NOT_CANONICAL)
+    if (e->cpu.fault_error == FAULT_NOT_CANONICAL || e->cpu.fault_error == FAULT_SEGMENT)
         return DBT_GP;
+    if (e->cpu.fault_error == FAULT_STACK_SEGMENT)
+        return DBT_STACK;
     return e->cpu.fault_error == FAULT_CODE_FRAME ? DBT_SPECIAL : DBT_PAGE_FAULT;
 }
 
@@ -195,7 +197,7 @@ static uint64_t bounce_crossing(struct engine_vcpu *e, uint64_t vaddr, uint64_t 
     uint8_t *low = translate_address(e, vaddr, write, true);
     if (!low)
         return leave_fault(e, what);
-    uint8_t *high = translate_address(e, page_of(vaddr) + PAGE_SIZE, write, true);
+    uint8_t *high = translate_address(e, next_page(e, vaddr), write, true);
     if (!high)
         return leave_fault(e, what);
     copy_plain(to, low, first);
@@ -305,7 +307,7 @@ bool mmu_load(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t *v
         v = load_value(p, bytes);
     } else {
         copy_plain(&v, p, first);
-        p = mmu_access(e, vaddr + first, false);
+        p = mmu_access(e, next_page(e, vaddr), false);
         if (!p)
             return false;
         copy_plain((uint8_t *)&v + first, p, bytes - first);
@@ -318,7 +320,7 @@ bool mmu_store(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t v
 {
     unsigned first = PAGE_SIZE - (vaddr & ~PAGE_MASK);
     uint8_t *low = mmu_access(e, vaddr, true), *high = NULL;
-    if (!low || (bytes > first && !(high = mmu_access(e, vaddr + first, true))))
+    if (!low || (bytes > first && !(high = mmu_access(e, next_page(e, vaddr), true))))
         return false;
     if (!high) {
         store_value(low, bytes, value);

@@ -27,10 +27,7 @@ void dbt_set_fpu_disabled(struct vcpu *v, bool ts)
     struct engine_vcpu *e = v->engine;
     if (e->fpu_disabled == ts)
         return;
-    e->fpu_disabled = ts;
-    jump_clear(e, 0);
-    jump_clear(e, 1);
-    shadow_stack_reset(e); /* landings lead to blocks of the other kind */
+    e->fpu_disabled = ts; /* see check_mode */
 }
 
 static void flush_vcpu(struct vcpu *v, enum flush_scope scope)

@@ -8,7 +8,20 @@
 
 static unsigned block_mode(const struct engine_vcpu *e, bool single)
 {
-    return (e->cpu.user_mode ? MODE_USER : 0) | (single ? MODE_SINGLE : 0) | (e->fpu_disabled ? MODE_NO_FPU : 0);
+    return (e->cpu.user_mode ? MODE_USER : 0) | (single ? MODE_SINGLE : 0) | (e->fpu_disabled ? MODE_NO_FPU : 0) |
+           MODE_CODE(e->cpu.code);
+}
+
+/* The jump cache and the shadow stack know only addresses: they are void when the code at them would be translated another
+ * way, because the FPU was switched or the segments are others. */
+static void check_mode(struct engine_vcpu *e)
+{
+    unsigned mode = block_mode(e, false), index = mode_index(e);
+    if (likely(e->mode_now[index] == mode))
+        return;
+    e->mode_now[index] = mode;
+    jump_clear(e, index);
+    e->shadow_rsp = e->shadow_top[index];
 }
 
 /* A jump inside a page stays inside its frame: while this vCPU waited for the lock, another may have mapped a new one here,
@@ -138,6 +151,7 @@ enum engine_exit dbt_run(struct vcpu *v)
     const struct trampolines *tr = &v->domain->engine->tr;
     const uint8_t *entry = NULL; /* where to go on; NULL: by the jump cache */
     bool single = e->single_step;
+    check_mode(e);
     for (;;) {
         atomic_store(&e->poll, &e->poll_target);
         if (atomic_load(&v->kick)) {

@@ -4,23 +4,43 @@
  */
 #include "cpu/dbt/translate.h"
 
+/* What emit_tlb must know of the stack segment. */
+static uint32_t stack_what(const struct translator *t)
+{
+    return SLOW_STACK | (segment_is_checked(t, SREG_SS) ? SLOW_SEGMENT(SREG_SS) : 0);
+}
+
+void emit_load_word(struct translator *t, unsigned to, int32_t disp)
+{
+    emit_op_mem(&t->m, !t->compat, 0x8b, to, T1, -1, 0, disp);
+}
+
+void emit_load_word_sum(struct translator *t, unsigned to) { emit_op_mem(&t->m, !t->compat, 0x8b, to, T1, T0, 0, 0); }
+
+void emit_store_word(struct translator *t, int32_t disp, unsigned from)
+{
+    emit_op_mem(&t->m, !t->compat, 0x89, from, T1, -1, 0, disp);
+}
+
+static void move_stack(struct translator *t, int32_t disp) { emit_stack_lea(t, GUEST_RSP, GUEST_RSP, disp); }
+
 static void emit_push_address(struct translator *t, uint64_t pc, unsigned slots)
 {
-    emit_lea(&t->m, T0, GUEST_RSP, -1, -8 * (int)slots);
-    emit_tlb(t, pc, 8 * slots | SLOW_WRITE | SLOW_STACK | (slots > 1 ? SLOW_GROUP : 0));
+    emit_stack_lea(t, T0, GUEST_RSP, -(int)(t->word * slots));
+    emit_tlb(t, pc, t->word * slots | SLOW_WRITE | stack_what(t) | (slots > 1 ? SLOW_GROUP : 0));
 }
 
 void emit_pop_address(struct translator *t, uint64_t pc, unsigned slots)
 {
-    emit_lea(&t->m, T0, GUEST_RSP, -1, 0);
-    emit_tlb(t, pc, 8 * slots | SLOW_STACK | (slots > 1 ? SLOW_GROUP : 0));
+    emit_stack_lea(t, T0, GUEST_RSP, 0);
+    emit_tlb(t, pc, t->word * slots | stack_what(t) | (slots > 1 ? SLOW_GROUP : 0));
 }
 
 static unsigned stack_register(const struct insn *i) { return (i->opcode & 7) | (i->rex & 1) << 3; }
 
 static bool may_group(const struct translator *t, uint64_t pc)
 {
-    return !t->single && *ungroup_slot(t->ed, pc) < UNGROUP_AFTER;
+    return !t->single && !segment_is_checked(t, SREG_SS) && *ungroup_slot(t->ed, pc) < UNGROUP_AFTER;
 }
 
 /* Pushes in a row share one look-up. Returns how many instructions were taken. */
@@ -37,10 +57,10 @@ unsigned translate_pushes(struct translator *t, const struct insn *i, unsigned l
     for (unsigned k = 0; k < n; k++) {
         unsigned guest = stack_register(&i[k]);
         if (guest == RSP)
-            emit_lea(m, T0, GUEST_RSP, -1, -8 * (int)k); /* the value before its own push */
-        emit_store(m, T1, 8 * (n - 1 - k), guest == RSP ? T0 : guest_in(t, guest, T0));
+            emit_stack_lea(t, T0, GUEST_RSP, -(int)(t->word * k)); /* the value before its own push */
+        emit_store_word(t, t->word * (n - 1 - k), guest == RSP ? T0 : guest_in(t, guest, T0));
     }
-    emit_lea(m, GUEST_RSP, GUEST_RSP, -1, -8 * (int)n);
+    move_stack(t, -(int)(t->word * n));
     emit_commit(t);
     return n;
 }
@@ -48,7 +68,7 @@ unsigned translate_pushes(struct translator *t, const struct insn *i, unsigned l
 static void pop_to(struct translator *t, unsigned guest, int32_t offset)
 {
     if (host_of[guest] >= 0) {
-        emit_load(&t->m, host_of[guest], T1, offset);
+        emit_load_word(t, host_of[guest], offset);
         return;
     }
     emit_load(&t->m, T0, T1, offset);
@@ -70,15 +90,15 @@ unsigned translate_pops(struct translator *t, const struct insn *i, unsigned lef
     emit_pop_address(t, i->pc, n + ret);
     emit_lea(m, T1, T1, T0, 0);
     for (unsigned k = 0; k < n; k++)
-        pop_to(t, stack_register(&i[k]), 8 * k);
+        pop_to(t, stack_register(&i[k]), t->word * k);
     if (ret) {
-        emit_load(m, T0, T1, 8 * n);
-        emit_lea(m, GUEST_RSP, GUEST_RSP, -1, 8 * (n + 1) + (int32_t)i[n].imm);
+        emit_load_word(t, T0, t->word * n);
+        move_stack(t, t->word * (n + 1) + (int32_t)i[n].imm);
         emit1(m, 0xc3);
         return n + 1;
     }
     if (!to_rsp)
-        emit_lea(m, GUEST_RSP, GUEST_RSP, -1, 8 * n);
+        move_stack(t, t->word * n);
     return n;
 }
 
@@ -90,15 +110,15 @@ void translate_push_rm(struct translator *t, const struct insn *i, uint16_t live
         emit_store_gs(m, OFFSET(scratch1), guest_in(t, i->rm, T0));
     } else {
         emit_vaddr(t, i);
-        emit_tlb(t, i->pc, 8 | stack_operand(i));
-        emit_op_mem(m, true, 0x8b, T0, T1, T0, 0, 0);
+        emit_tlb(t, i->pc, t->word | operand_what(t, i));
+        emit_load_word_sum(t, T0);
         emit_store_gs(m, OFFSET(scratch1), T0);
     }
     emit_push_address(t, i->pc, 1);
     emit_lea(m, T1, T1, T0, 0);
     emit_load_gs(m, T0, OFFSET(scratch1));
-    emit_store(m, T1, 0, T0);
-    emit_lea(m, GUEST_RSP, GUEST_RSP, -1, -8);
+    emit_store_word(t, 0, T0);
+    move_stack(t, -(int)t->word);
     emit_commit(t);
 }
 
@@ -107,9 +127,9 @@ void translate_pop_rm(struct translator *t, const struct insn *i, uint16_t live_
     struct emitter *m = &t->m;
     flags_give_up(t, live_before);
     emit_pop_address(t, i->pc, 1);
-    emit_op_mem(m, true, 0x8b, T0, T1, T0, 0, 0);
+    emit_load_word_sum(t, T0);
     if (i->mod == 3) {
-        emit_lea(m, GUEST_RSP, GUEST_RSP, -1, 8);
+        move_stack(t, t->word);
         if (host_of[i->rm] >= 0)
             emit_mov(m, host_of[i->rm], T0);
         else
@@ -118,14 +138,14 @@ void translate_pop_rm(struct translator *t, const struct insn *i, uint16_t live_
     }
     /* The address is computed with rsp already incremented, but rsp may change only when the store can't fail. */
     emit_store_gs(m, OFFSET(scratch1), T0);
-    emit_lea(m, GUEST_RSP, GUEST_RSP, -1, 8);
+    move_stack(t, t->word);
     emit_vaddr(t, i);
-    emit_lea(m, GUEST_RSP, GUEST_RSP, -1, -8);
-    emit_tlb(t, i->pc, 8 | SLOW_WRITE | stack_operand(i));
-    emit_lea(m, GUEST_RSP, GUEST_RSP, -1, 8);
+    move_stack(t, -(int)t->word);
+    emit_tlb(t, i->pc, t->word | SLOW_WRITE | operand_what(t, i));
+    move_stack(t, t->word);
     emit_lea(m, T1, T1, T0, 0);
     emit_load_gs(m, T0, OFFSET(scratch1));
-    emit_store(m, T1, 0, T0);
+    emit_store_word(t, 0, T0);
     emit_commit(t);
 }
 
@@ -134,23 +154,23 @@ void translate_push_imm(struct translator *t, uint64_t pc, int64_t imm, uint16_t
     struct emitter *m = &t->m;
     flags_give_up(t, live_before);
     emit_push_address(t, pc, 1);
-    if (imm == (int32_t)imm) {
-        emit_op_mem(m, true, 0xc7, 0, T1, T0, 0, 0);
+    if (t->compat || imm == (int32_t)imm) {
+        emit_op_mem(m, !t->compat, 0xc7, 0, T1, T0, 0, 0);
         emit4(m, imm);
     } else {
         emit_lea(m, T1, T1, T0, 0);
         emit_mov_imm(m, T0, imm);
         emit_store(m, T1, 0, T0);
     }
-    emit_lea(m, GUEST_RSP, GUEST_RSP, -1, -8);
+    move_stack(t, -(int)t->word);
     emit_commit(t);
 }
 
 void translate_leave(struct translator *t, const struct insn *i, uint16_t live_before)
 {
     flags_give_up(t, live_before);
-    emit_lea(&t->m, T0, H_RBP, -1, 0);
-    emit_tlb(t, i->pc, 8 | SLOW_STACK);
-    emit_lea(&t->m, GUEST_RSP, H_RBP, -1, 8);
-    emit_op_mem(&t->m, true, 0x8b, H_RBP, T1, T0, 0, 0);
+    emit_stack_lea(t, T0, H_RBP, 0);
+    emit_tlb(t, i->pc, t->word | stack_what(t));
+    emit_stack_lea(t, GUEST_RSP, H_RBP, t->word);
+    emit_load_word_sum(t, H_RBP);
 }

@@ -22,7 +22,7 @@ void translate_mov_from_segment(struct translator *t, const struct insn *i, uint
     }
     flags_give_up(t, live_before);
     emit_vaddr(t, i);
-    emit_tlb(t, i->pc, 2 | SLOW_WRITE | stack_operand(i));
+    emit_tlb(t, i->pc, 2 | SLOW_WRITE | operand_what(t, i));
     emit_lea(&t->m, T1, T1, T0, 0);
     load_selector(t, i->reg & 7);
     emit1(&t->m, 0x66);
@@ -41,9 +41,9 @@ void translate_string(struct translator *t, const struct insn *i, uint16_t live_
 {
     flags_give_up(t, live_before);
     unsigned repeat = i->prefix_f3 ? 1 : i->prefix_f2 ? 2 : 0;
-    uint64_t segment = i->segment ? i->segment : 0;
+    unsigned segment = i->segment ? i->segment - 1 : SREG_DS, address = i->address_16 ? 2 : i->address_32 ? 4 : 8;
     translate_helper(t, i, t->single ? HELP_STRING_ALONE : HELP_STRING,
-                     i->opcode | i->operand_size << 8 | repeat << 16 | segment << 20);
+                     i->opcode | i->operand_size << 8 | repeat << 16 | segment << 20 | address << 24);
     if (i->flags_touch)
         t->flags = FLAGS_SAVED;
 }
@@ -52,5 +52,7 @@ void translate_fxsave(struct translator *t, const struct insn *i, uint16_t live_
 {
     flags_give_up(t, live_before);
     emit_vaddr(t, i);
-    translate_helper(t, i, i->kind == INSN_FXSAVE ? HELP_FXSAVE : HELP_FXRSTOR, i->rex & 8);
+    enum sreg sreg = insn_segment(i);
+    translate_helper(t, i, i->kind == INSN_FXSAVE ? HELP_FXSAVE : HELP_FXRSTOR,
+                     (i->rex & 8) | (segment_is_checked(t, sreg) ? SLOW_SEGMENT(sreg) : 0));
 }

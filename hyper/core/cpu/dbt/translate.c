@@ -40,11 +40,11 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
         if (t->single) /* perhaps onto a frame with code: the interpreter may take the lock */
             emit_exit(t, i->pc, DBT_RARE);
         else
-            translate_helper(t, i, HELP_PUSHF, 0);
+            translate_helper(t, i, HELP_PUSHF, t->word);
         break;
     case INSN_POPF:
         flags_to_vcpu(t);
-        translate_helper(t, i, HELP_POPF, 0);
+        translate_helper(t, i, HELP_POPF, t->word);
         break;
     case INSN_STRING: translate_string(t, i, before); break;
     case INSN_CLD: case INSN_STD:
@@ -113,7 +113,7 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
         uint8_t bytes[DECODE_BYTES] = {0};
         unsigned offset = q & ~PAGE_MASK, here = PAGE_SIZE - offset;
         memcpy(bytes, t->page + offset, here < INSN_MAX_BYTES ? here : INSN_MAX_BYTES);
-        decode(&insns[n], bytes, q, t->features);
+        decode(&insns[n], bytes, q, t->features, t->compat);
         if (insns[n].length > here) { /* straddles: only as the last; alone where that may be another page tomorrow */
             if (n && !in_kernel_image(t))
                 break;
@@ -122,7 +122,7 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
                 break;
             code_frame_register(t->e, next);
             memcpy(bytes + here, frame_host(hv, next), INSN_MAX_BYTES - here);
-            decode(&insns[n], bytes, q, t->features);
+            decode(&insns[n], bytes, q, t->features, t->compat);
             if (insns[n].length > here)
                 t->b->mfn2 = next;
         }
@@ -193,7 +193,9 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
     struct engine_domain *ed = e->vcpu->domain->engine;
     struct insn insns[MAX_INSNS];
     struct translator t = {.e = e, .ed = ed, .user = mode & MODE_USER, .single = mode & MODE_SINGLE,
+                           .code = mode / MODE_CODE(1), .compat = mode & MODE_CODE(CODE_COMPAT),
                            .features = vcpu_features(e->vcpu)};
+    t.word = t.compat ? 4 : 8;
     t.b = block_alloc(e, pc, mode);
     t.m.p = ed->hot;
     unsigned n = read_block(&t, insns, pc);

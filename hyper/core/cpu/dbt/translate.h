@@ -6,6 +6,7 @@
 #define UMXEN_TRANSLATE_H
 #include "cpu/dbt/dbt.h"
 #include "cpu/dbt/emit.h"
+#include "cpu/operand.h"
 
 #define OFFSET(field) ((uint32_t)offsetof(struct engine_vcpu, field))
 #define REG_OFFSET(guest) (OFFSET(cpu.regs) + 8 * (guest))
@@ -31,6 +32,9 @@ struct translator {
     unsigned user; /* 0 or 1: which TLB and jump cache */
     bool single;
     uint64_t features; /* that the guest may use */
+    bool compat;    /* 32-bit code, */
+    unsigned code;  /* CODE_*, */
+    unsigned word;  /* and bytes of a stack slot */
     enum flags_at flags;
     struct slow_stub slow[MAX_SLOW];
     unsigned nr_slow;
@@ -57,12 +61,15 @@ void load_guest(struct translator *t, unsigned host, unsigned guest);
 unsigned guest_in(struct translator *t, unsigned guest, unsigned scratch);
 /* lea of the memory operand, without its segment. */
 void emit_address(struct translator *t, unsigned to, const struct insn *i, unsigned bytes);
-/* The guest virtual address of the operand, in T0. */
+/* The guest virtual address of the operand, in T0; an offset when operand_what says that it is to be checked. */
 void emit_vaddr(struct translator *t, const struct insn *i);
 /* 16 bits from r10 into a guest register, the rest of which stays. */
 void store_word(struct translator *t, unsigned guest);
-/* SLOW_STACK for an operand that is in the stack segment by default. */
-uint32_t stack_operand(const struct insn *i);
+/* What emit_tlb must know of the operand's segment: SLOW_STACK for one that is in the stack segment by default, SLOW_SEGMENT. */
+uint32_t operand_what(const struct translator *t, const struct insn *i);
+bool segment_is_checked(const struct translator *t, enum sreg sreg);
+/* lea for the stack pointer: 32 bits of it in 32-bit code. */
+void emit_stack_lea(struct translator *t, unsigned to, unsigned base, int32_t disp);
 
 /* ---- access.c --------------------------------------------------------------------------------------------------- */
 /* TLB look-up of the address in T0 for `what` (SLOW_*): afterwards T1 + T0 is the host's address. Flags are destroyed. */
@@ -79,6 +86,10 @@ void translate_register_opcode(struct translator *t, const struct insn *i);
 void translate_lea(struct translator *t, const struct insn *i);
 
 /* ---- stack.c ---------------------------------------------------------------------------------------------------- */
+/* One word between `from` and [T1 + disp]; [T1 + T0]. */
+void emit_load_word(struct translator *t, unsigned to, int32_t disp);
+void emit_load_word_sum(struct translator *t, unsigned to);
+void emit_store_word(struct translator *t, int32_t disp, unsigned from);
 /* Look-ups for `slots` words: afterwards T1 + T0 is the host's address of the lowest. */
 void emit_pop_address(struct translator *t, uint64_t pc, unsigned slots);
 /* How many of the `left` instructions were taken. */

@@ -28,6 +28,8 @@ static void apply_flag_rule(struct insn *i, enum flag_rule rule)
     }
 }
 
+static bool is_rex(const struct insn *i, uint8_t byte) { return !i->compat && (byte & 0xf0) == 0x40; }
+
 static const uint8_t *decode_prefixes(struct insn *i, const uint8_t *p, const uint8_t *end)
 {
     for (; p < end; p++) {
@@ -40,9 +42,18 @@ static const uint8_t *decode_prefixes(struct insn *i, const uint8_t *p, const ui
         case 0xf0: i->prefix_lock = true; continue;
         case 0x64: i->segment = 1 + SREG_FS; continue;
         case 0x65: i->segment = 1 + SREG_GS; continue;
-        case 0x67: i->address_32 = true; continue;
-        case 0x2e: case 0x36: case 0x3e: case 0x26: continue; /* no meaning in long mode */
-        case 0x40 ... 0x4f: i->rex = *p; continue;
+        case 0x67:
+            i->address_16 = i->compat;
+            i->address_32 = true;
+            continue;
+        case 0x26: case 0x2e: case 0x36: case 0x3e: /* no meaning in 64-bit code */
+            if (i->compat)
+                i->segment = 1 + (*p >> 3 & 3);
+            continue;
+        }
+        if (is_rex(i, *p)) {
+            i->rex = *p;
+            continue;
         }
         i->rex = rex;
         break;
@@ -55,6 +66,17 @@ static int32_t load32(const uint8_t *p)
     int32_t v;
     memcpy(&v, p, sizeof(v));
     return v;
+}
+
+/* The 16-bit forms: fixed pairs of registers. Returns bytes of displacement. */
+static unsigned modrm_16(struct insn *i)
+{
+    static const int8_t base[8] = {RBX, RBX, RBP, RBP, RSI, RDI, RBP, RBX}, index[8] = {RSI, RDI, RSI, RDI, -1, -1, -1, -1};
+    i->base = base[i->rm];
+    i->index = index[i->rm];
+    if (i->rm == 6 && i->mod == 0)
+        i->base = -1;
+    return i->base < 0 || i->mod == 2 ? 2 : i->mod;
 }
 
 static const uint8_t *decode_modrm(struct insn *i, const uint8_t *p)
@@ -71,6 +93,11 @@ static const uint8_t *decode_modrm(struct insn *i, const uint8_t *p)
         i->rm |= (i->rex & 1) << 3;
         return p;
     }
+    if (i->address_16) {
+        unsigned n = modrm_16(i);
+        i->disp = n == 2 ? (int16_t)(p[0] | p[1] << 8) : n ? (int8_t)*p : 0;
+        return p + n;
+    }
     if (i->rm == 4) {
         uint8_t sib = *p++;
         int index = ((sib >> 3) & 7) | ((i->rex & 2) << 2);
@@ -83,7 +110,7 @@ static const uint8_t *decode_modrm(struct insn *i, const uint8_t *p)
             p += 4;
         }
     } else if (i->rm == 5 && i->mod == 0) {
-        i->rip_relative = true;
+        i->rip_relative = !i->compat;
         i->disp = load32(p);
         p += 4;
     } else {
@@ -107,8 +134,9 @@ static unsigned imm_bytes(const struct insn *i, enum imm_rule rule)
     case IMM_Z: return i->operand_size == 2 ? 2 : 4;
     case IMM_V: return i->operand_size == 8 ? 8 : i->operand_size == 2 ? 2 : 4;
     case IMM_32: return 4;
-    case IMM_MOFFS: return i->address_32 ? 4 : 8;
+    case IMM_MOFFS: return i->address_16 ? 2 : i->address_32 ? 4 : 8;
     case IMM_ENTER: return 3;
+    case IMM_FAR: return i->operand_size + 2;
     }
     return 0;
 }
@@ -118,7 +146,7 @@ static const uint8_t *decode_imm(struct insn *i, const uint8_t *p, enum imm_rule
     unsigned n = imm_bytes(i, rule);
     uint64_t v = 0;
     memcpy(&v, p, n);
-    if (rule == IMM_MOFFS || rule == IMM_ENTER || rule == IMM_16)
+    if (rule == IMM_MOFFS || rule == IMM_ENTER || rule == IMM_16 || rule == IMM_FAR)
         i->imm = v;
     else if (n && n < 8)
         i->imm = (int64_t)(v << (64 - 8 * n)) >> (64 - 8 * n);
@@ -137,8 +165,15 @@ static void finish(struct insn *i, const struct opcode *o)
                      (i->map == 2 && i->opcode == 0xf0)) && (i->access & RM_GPR);
     if (i->prefix_lock && !(o->lockable && insn_is_memory(i) && (i->access & RM_WRITE)))
         i->kind = INSN_INVALID;
-    if (i->kind == INSN_JCC || i->kind == INSN_JMP || i->kind == INSN_CALL || i->kind == INSN_JRCXZ)
+    bool branch = i->kind == INSN_JCC || i->kind == INSN_JMP || i->kind == INSN_CALL || i->kind == INSN_JRCXZ;
+    if (branch)
         i->target = i->pc + i->length + i->imm;
+    if (i->compat)
+        i->target = (uint32_t)i->target;
+    if (i->compat && i->prefix_66 && (branch || i->kind == INSN_RET))
+        i->kind = INSN_INVALID; /* not built: 16-bit instruction pointers */
+    if (i->kind == INSN_JRCXZ && i->address_16)
+        i->kind = INSN_RARE;
     if (i->kind == INSN_REG_OPCODE && i->opcode == 0x90 && i->map == 0 && (!(i->rex & 1) || i->prefix_f3))
         i->kind = INSN_NOP; /* nop, pause */
     if (i->map == 1 && i->opcode == 0x77 && (i->prefix_66 || i->prefix_f3 || i->prefix_f2))
@@ -150,13 +185,21 @@ static void finish(struct insn *i, const struct opcode *o)
         if (i->opcode == 0x68)
             i->length -= 2, i->imm = (int16_t)i->imm; /* imm16 */
     }
-    if ((i->kind == INSN_STRING && i->address_32) ||
-        (i->prefix_66 && !(i->rex & 8) && i->map == 0 && (i->opcode == 0xc8 || i->opcode == 0xc9)))
-        i->kind = INSN_INVALID; /* not built: 32-bit string addresses, 16-bit enter and leave */
+    if (i->prefix_66 && !(i->rex & 8) && i->map == 0 && (i->opcode == 0xc8 || i->opcode == 0xc9))
+        i->kind = INSN_INVALID; /* not built: 16-bit enter and leave */
     if (i->kind == INSN_STRING && (i->flags_kill & ALL) && (i->prefix_f3 || i->prefix_f2))
         i->flags_kill = 0; /* rcx may be zero */
     if ((i->map == 0 && i->opcode == 0x9b) || (i->map == 1 && i->opcode == 0x77))
         i->fpu = i->may_fault = true;
+}
+
+static unsigned operand_size(const struct insn *i, enum size_rule rule)
+{
+    if (rule == SIZE_B)
+        return 1;
+    if ((rule == SIZE_64 && !i->compat) || (i->rex & 8))
+        return 8;
+    return i->prefix_66 ? 2 : 4;
 }
 
 static const struct sse_opcode *find_sse(unsigned map, uint8_t opcode)
@@ -165,19 +208,20 @@ static const struct sse_opcode *find_sse(unsigned map, uint8_t opcode)
     return map && is_sse(&table[map][opcode]) ? &table[map][opcode] : NULL;
 }
 
-void decode(struct insn *i, const uint8_t *bytes, uint64_t pc, uint64_t features)
+void decode(struct insn *i, const uint8_t *bytes, uint64_t pc, uint64_t features, bool compat)
 {
     static const struct opcode sse_defaults = {.kind = INSN_GENERAL}, integer_0f38 = {.kind = INSN_GENERAL, .modrm = true},
                                unknown = {.kind = INSN_INVALID};
     memset(i, 0, sizeof(*i));
     i->pc = pc;
     i->base = i->index = -1;
+    i->compat = i->address_32 = compat;
     const uint8_t *p = decode_prefixes(i, bytes, bytes + INSN_MAX_BYTES - 1);
     const struct opcode *o;
     const struct sse_opcode *s = NULL;
     uint8_t op = *p++;
     if (op != 0x0f) {
-        o = &one_byte[op];
+        o = compat ? compat_row(op) : &one_byte[op];
     } else {
         op = *p++;
         i->map = op == 0x38 ? 2 : op == 0x3a ? 3 : 1;
@@ -189,8 +233,7 @@ void decode(struct insn *i, const uint8_t *bytes, uint64_t pc, uint64_t features
     i->opcode = op;
     i->kind = o->kind;
     i->access = o->access;
-    bool wide = i->rex & 8;
-    i->operand_size = o->size == SIZE_B ? 1 : o->size == SIZE_64 || wide ? 8 : i->prefix_66 ? 2 : 4;
+    i->operand_size = operand_size(i, o->size);
     apply_flag_rule(i, o->flags);
     if (i->kind != INSN_INVALID && (o->modrm || s))
         p = decode_modrm(i, p);
@@ -210,8 +253,10 @@ void decode(struct insn *i, const uint8_t *bytes, uint64_t pc, uint64_t features
             decode_one_byte_group(i);
     }
     i->length = p - bytes;
+    if (compat)
+        compat_rewrite(i);
     finish(i, o);
-    if (i->map == 0 && (op & 0xfe) == 0x9e)
+    if (i->map == 0 && (op & 0xfe) == 0x9e && !compat)
         i->feature = CPU_LAHF;
     if (!(features >> i->feature & 1))
         i->kind = INSN_INVALID;

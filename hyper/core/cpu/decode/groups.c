@@ -68,6 +68,14 @@ static void group_3(struct insn *i) /* test not neg mul imul div idiv */
     i->may_fault = r >= 6;
 }
 
+/* In memory: an offset and a selector behind it. */
+static void far_pointer(struct insn *i)
+{
+    i->memory_size = i->operand_size + 2;
+    if (i->mod == 3)
+        i->kind = INSN_INVALID;
+}
+
 static void group_5(struct insn *i) /* inc dec call callf jmp jmpf push */
 {
     static const uint8_t kind[8] = {INSN_GENERAL, INSN_GENERAL, INSN_CALL_INDIRECT, INSN_PRIVILEGED,
@@ -82,13 +90,12 @@ static void group_5(struct insn *i) /* inc dec call callf jmp jmpf push */
         i->kind = INSN_INVALID;
     if (r == 6 && i->prefix_66 && !(i->rex & 8))
         i->kind = INSN_RARE;
-    if (i->kind == INSN_PRIVILEGED) { /* far: m16:32, m16:64 */
-        i->memory_size = i->operand_size + 2;
-        if (i->mod == 3)
-            i->kind = INSN_INVALID;
-    } else if (i->kind != INSN_RARE) {
-        i->operand_size = i->memory_size = 8;
-    }
+    if (i->kind == INSN_PRIVILEGED) /* far: m16:32, m16:64 */
+        far_pointer(i);
+    else if (i->compat && i->prefix_66 && r != 6)
+        i->kind = INSN_INVALID; /* not built: 16-bit instruction pointers */
+    else if (i->kind != INSN_RARE)
+        i->operand_size = i->memory_size = i->compat ? 4 : 8;
 }
 
 static void group_8(struct insn *i) /* bt bts btr btc with imm8 */
@@ -162,7 +169,7 @@ static void group_immediate(struct insn *i) /* 80 81 83 */
 void decode_one_byte_group(struct insn *i)
 {
     switch (i->opcode) {
-    case 0x80: case 0x81: case 0x83: group_immediate(i); break;
+    case 0x80: case 0x81: case 0x82: case 0x83: group_immediate(i); break;
     case 0x8c:
         if ((i->reg & 7) > 5)
             i->kind = INSN_INVALID;
@@ -183,6 +190,12 @@ void decode_one_byte_group(struct insn *i)
             i->kind = INSN_INVALID;
         break;
     case 0xff: group_5(i); break;
+    case 0xc4: case 0xc5: far_pointer(i); break;
+    case 0x62:
+        i->memory_size = 2 * i->operand_size;
+        if (i->mod == 3)
+            i->kind = INSN_INVALID;
+        break;
     case 0x8d:
         if (i->mod == 3)
             i->kind = INSN_INVALID;
@@ -217,6 +230,7 @@ void decode_two_byte_group(struct insn *i, uint64_t features)
         break;
     case 0xa5: case 0xad: i->flags_read = ALL; break;
     case 0xae: group_15(i); break;
+    case 0xb2: case 0xb4: case 0xb5: far_pointer(i); break;
     case 0xba: group_8(i); break;
     case 0xb8: group_popcnt(i); break;
     case 0xbc: case 0xbd: group_bit_scan(i, features); break;

@@ -7,8 +7,8 @@
 #include "cpu/engine.h"
 #include "cpu/features.h"
 
-enum size_rule { SIZE_V, SIZE_B, SIZE_64 }; /* by prefix; 8 bit; 64 bit in long mode whatever the prefix */
-enum imm_rule { IMM_NONE, IMM_8, IMM_16, IMM_Z, IMM_V, IMM_32, IMM_MOFFS, IMM_ENTER };
+enum size_rule { SIZE_V, SIZE_B, SIZE_64 }; /* by prefix; 8 bit; 64 bit in 64-bit code whatever the prefix */
+enum imm_rule { IMM_NONE, IMM_8, IMM_16, IMM_Z, IMM_V, IMM_32, IMM_MOFFS, IMM_ENTER, IMM_FAR };
 enum flag_rule { F_NONE, F_ALL, F_CARRY_IN, F_NOT_CF, F_CF, F_CMC, F_ZF, F_SHIFT, F_CC, F_SAHF, F_LAHF, F_SHLD, F_BIT };
 
 struct opcode {
@@ -19,7 +19,25 @@ struct opcode {
 
 #define ALL X86_STATUS
 
+/* How rows are written. */
+#define E_G_READ (REG_GPR | REG_READ | RM_GPR | RM_READ)
+#define E_G_RMW (E_G_READ | RM_WRITE)
+#define G_E_RMW (E_G_READ | REG_WRITE)
+#define G_E_LOAD (REG_GPR | REG_WRITE | RM_GPR | RM_READ)
+#define E_G_STORE (REG_GPR | REG_READ | RM_GPR | RM_WRITE)
+#define E_RMW (RM_GPR | RM_READ | RM_WRITE)
+#define E_READ (RM_GPR | RM_READ)
+#define E_STORE (RM_GPR | RM_WRITE)
+#define PLAIN(k, sz, im, fl) {k, 0, sz, im, fl, false, false, 0}
+#define MODRM(k, ac, sz, im, fl) {k, ac, sz, im, fl, true, false, 0}
+#define LOCKED(k, ac, sz, im, fl) {k, ac, sz, im, fl, true, true, 0}
+#define SIZED(k, ac, sz, im, fl, mem) {k, ac, sz, im, fl, true, false, mem}
+
 extern const struct opcode one_byte[256], two_byte[256];
+/* What means something else, or exists only, in 32-bit code: its row, otherwise NULL. */
+const struct opcode *compat_row(uint8_t op);
+/* Forms that 64-bit code lacks, as others that it has. */
+void compat_rewrite(struct insn *i);
 
 /* SSE and MMX: bytes of memory operand by mandatory prefix. */
 enum {

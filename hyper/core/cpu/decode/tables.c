@@ -4,15 +4,6 @@
  */
 #include "cpu/decode/parts.h"
 
-#define E_G_READ (REG_GPR | REG_READ | RM_GPR | RM_READ)
-#define E_G_RMW (E_G_READ | RM_WRITE)
-#define G_E_RMW (E_G_READ | REG_WRITE)
-#define G_E_LOAD (REG_GPR | REG_WRITE | RM_GPR | RM_READ)
-#define E_G_STORE (REG_GPR | REG_READ | RM_GPR | RM_WRITE)
-#define E_RMW (RM_GPR | RM_READ | RM_WRITE)
-#define E_READ (RM_GPR | RM_READ)
-#define E_STORE (RM_GPR | RM_WRITE)
-
 /* The eight arithmetic groups: op r/m8,r8; r/m,r; r8,r/m8; r,r/m; al,imm8; eax,imm. cmp (7) writes nothing. */
 #define ARITH(base, fl, lck, rmw_e, rmw_g)                                                                            \
     [base + 0] = {INSN_GENERAL, rmw_e, SIZE_B, IMM_NONE, fl, true, lck, 0},                                           \
@@ -21,11 +12,6 @@
     [base + 3] = {INSN_GENERAL, rmw_g, SIZE_V, IMM_NONE, fl, true, false, 0},                                         \
     [base + 4] = {INSN_VERBATIM, 0, SIZE_B, IMM_8, fl, false, false, 0},                                              \
     [base + 5] = {INSN_VERBATIM, 0, SIZE_V, IMM_Z, fl, false, false, 0}
-#define PLAIN(k, sz, im, fl) {k, 0, sz, im, fl, false, false, 0}
-#define MODRM(k, ac, sz, im, fl) {k, ac, sz, im, fl, true, false, 0}
-#define LOCKED(k, ac, sz, im, fl) {k, ac, sz, im, fl, true, true, 0}
-#define SIZED(k, ac, sz, im, fl, mem) {k, ac, sz, im, fl, true, false, mem}
-
 const struct opcode one_byte[256] = {
     ARITH(0x00, F_ALL, true, E_G_RMW, G_E_RMW),
     ARITH(0x08, F_ALL, true, E_G_RMW, G_E_RMW),
@@ -130,6 +116,7 @@ const struct opcode two_byte[256] = {
     [0x18 ... 0x1f] = MODRM(INSN_NOP, 0, SIZE_V, IMM_NONE, F_NONE),
     [0x20 ... 0x23] = MODRM(INSN_PRIVILEGED, 0, SIZE_64, IMM_NONE, F_NONE), /* mov cr, dr */
     [0x30] = PLAIN(INSN_PRIVILEGED, SIZE_V, IMM_NONE, F_NONE),
+    [0x34 ... 0x35] = PLAIN(INSN_PRIVILEGED, SIZE_V, IMM_NONE, F_NONE), /* sysenter, sysexit */
     [0x31] = PLAIN(INSN_VERBATIM, SIZE_V, IMM_NONE, F_NONE), /* rdtsc */
     [0x32 ... 0x33] = PLAIN(INSN_PRIVILEGED, SIZE_V, IMM_NONE, F_NONE),
     [0x40 ... 0x4f] = MODRM(INSN_GENERAL, G_E_RMW, SIZE_V, IMM_NONE, F_CC),
@@ -149,6 +136,8 @@ const struct opcode two_byte[256] = {
     [0xaf] = MODRM(INSN_GENERAL, G_E_RMW, SIZE_V, IMM_NONE, F_ALL),
     [0xb0] = LOCKED(INSN_GENERAL, E_G_RMW, SIZE_B, IMM_NONE, F_ALL),
     [0xb1] = LOCKED(INSN_GENERAL, E_G_RMW, SIZE_V, IMM_NONE, F_ALL),
+    [0xb2] = MODRM(INSN_PRIVILEGED, 0, SIZE_V, IMM_NONE, F_NONE), /* lss */
+    [0xb4 ... 0xb5] = MODRM(INSN_PRIVILEGED, 0, SIZE_V, IMM_NONE, F_NONE), /* lfs, lgs */
     [0xb3] = LOCKED(INSN_GENERAL, E_G_RMW, SIZE_V, IMM_NONE, F_BIT),
     [0xb6] = SIZED(INSN_GENERAL, G_E_LOAD, SIZE_V, IMM_NONE, F_NONE, 1),
     [0xb7] = SIZED(INSN_GENERAL, G_E_LOAD, SIZE_V, IMM_NONE, F_NONE, 2),
