@@ -8,7 +8,20 @@ from __future__ import annotations
 
 import random
 
-from tests.translator.atoms.base import DATA, FS_BASE, GS_BASE, NOT_HIGH, PAGE, RSP, STACK, Atom, Program, reg
+from tests.translator.atoms.base import (
+    COMPAT,
+    DATA,
+    FS_BASE,
+    GS_BASE,
+    GS_BASE_32,
+    NOT_HIGH,
+    PAGE,
+    RSP,
+    STACK,
+    Atom,
+    Program,
+    reg,
+)
 from tests.translator.decoder import Decoded, Decoder
 
 PREFIXES = (0x66, 0x66, 0xF2, 0xF3, 0xF0, 0x67, 0x64, 0x65, 0x2E, 0x40, 0x48)
@@ -30,31 +43,37 @@ def random_bytes(rng: random.Random) -> bytes:
     return bytes(head + [rng.randrange(256) for _ in range(15)])[:15]
 
 
-def is_harmless(decoder: Decoder, d: Decoded) -> bool:
+def is_harmless(decoder: Decoder, d: Decoded, compat: bool = False) -> bool:
     """May it run natively, and is its effect the same at every address?"""
     if decoder.kind(d) not in HARMLESS:
         return False
-    if decoder.kind(d) == "RARE" and (d.map == 1 or d.opcode in (0xE0, 0xE1, 0xE2, 0x9D)):
+    if decoder.kind(d) == "RARE" and (d.map == 1 or d.opcode in (0xE0, 0xE1, 0xE2, 0xE3, 0x9D)):
         return False  # descriptors of the host; jumps; popf
     if d.map == 1 and d.opcode == 0xC7 and d.mod == 3:
         return False  # rdrand, rdseed
     if d.map == 1 and d.opcode == 0xBC:
         return False  # with F3 it is tzcnt, which is not offered
+    if decoder.kind(d) == "STRING" and d.address_16:
+        return False
     stores_addresses = d.fpu and d.memory_size in (28, 108) and d.access & 32
-    unreachable = d.base < 0 or (d.base == RSP and (d.mod == 2 or d.segment)) or (d.address_32 and d.segment)
+    unreachable = d.base < 0 or (d.base == RSP and (d.mod == 2 or d.segment))
+    unreachable |= (
+        bool(d.address_16 and d.segment not in (5, 6)) if compat else bool(d.address_32 and d.segment)
+    )
     if d.has_modrm and d.mod != 3 and unreachable:
         return False  # always somewhere unmapped: which of two faults comes first is up to the CPU
     return not (stores_addresses or (d.map == 1 and d.opcode == 0x31))
 
 
-def pointers(rng: random.Random, d: Decoded) -> Atom:
+def pointers(rng: random.Random, d: Decoded, compat: bool) -> Atom:
     """Lines that make the memory operand lie in the data."""
-    at = DATA + rng.randrange(PAGE, 6 * PAGE)
+    at = DATA + rng.randrange(PAGE, 6 * PAGE) if not d.address_16 else FS_BASE + rng.randrange(2 * PAGE)
     if d.base == RSP:
         return [f"mov ${rng.randrange(100)}, {reg(d.index, 4)}"] if d.index >= 0 else []
     if d.fpu and rng.random() < 0.8:
         at &= ~15
-    at -= d.disp + (FS_BASE if d.segment == 5 else GS_BASE if d.segment == 6 else 0)
+    at -= d.disp + (FS_BASE if d.segment == 5 else 0)
+    at -= (GS_BASE_32 if compat else GS_BASE) if d.segment == 6 else 0
     lines = []
     if d.index >= 0 and d.index != d.base:
         k = rng.randrange(100)
@@ -63,31 +82,40 @@ def pointers(rng: random.Random, d: Decoded) -> Atom:
     elif d.index >= 0:
         at //= 1 + (1 << d.scale)
     if d.base >= 0:
-        lines.append(f"movabs ${at & (1 << 64) - 1:#x}, {reg(d.base, 8)}")
+        lines.append(load(compat, d.base, at))
     return lines
 
 
-def atom(rng: random.Random, decoder: Decoder, raw: bytes, d: Decoded) -> Atom:
+def load(compat: bool, number: int, value: int) -> str:
+    """The line that loads a general register."""
+    if compat:
+        return f"mov ${value & 0xFFFFFFFF:#x}, {reg(number, 4)}"
+    return f"movabs ${value & (1 << 64) - 1:#x}, {reg(number, 8)}"
+
+
+def atom(rng: random.Random, decoder: Decoder, raw: bytes, d: Decoded, compat: bool) -> Atom:
     """The instruction between what it needs and what makes the next one independent of it."""
-    lines = [f"mov ${STACK + 2 * PAGE:#x}, %rsp"]
+    lines = [f"mov ${STACK + 2 * PAGE:#x}, {'%esp' if compat else '%rsp'}"]
     if decoder.kind(d) == "STRING":
-        lines += [f"movabs ${DATA + rng.randrange(6 * PAGE):#x}, {reg(r, 8)}" for r in (6, 7)]
+        lines += [load(compat, r, DATA + rng.randrange(6 * PAGE)) for r in (6, 7)]
         lines.append(f"mov ${rng.randrange(50)}, %ecx")
     elif d.has_modrm and d.mod != 3:
-        lines += pointers(rng, d)
-    if d.flags_read:
+        lines += pointers(rng, d, compat)
+    if d.flags_read or decoder.kind(d) == "RARE":
         lines.append("cmp %al, %bl")
     lines.append(".byte " + ", ".join(map(str, raw[: d.length])))
-    return [*lines, "fnclex", "cmp %r10d, %r11d"]
+    return [*lines, "fnclex", "cmp %ecx, %edx" if compat else "cmp %r10d, %r11d"]
 
 
-def random_encodings(seed: int, decoder: Decoder, count: int) -> Program:
-    """A program of `count` random instructions."""
+def random_encodings(seed: int, decoder: Decoder, count: int, compat: bool = False) -> Program:
+    """A program of `count` random instructions; `compat`: of 32-bit code."""
     rng = random.Random(seed)
     atoms: list[Atom] = []
     while len(atoms) < count:
         raw = [random_bytes(rng) for _ in range(4 * count)]
         atoms += [
-            atom(rng, decoder, r, d) for r, d in zip(raw, decoder.decode(raw)) if is_harmless(decoder, d)
+            atom(rng, decoder, r, d, compat)
+            for r, d in zip(raw, decoder.decode(raw, compat))
+            if is_harmless(decoder, d, compat)
         ]
-    return Program(seed, atoms[:count], flags=NOT_HIGH)
+    return Program(seed, atoms[:count], flags=NOT_HIGH | (COMPAT if compat else 0))

@@ -13,7 +13,7 @@ from typing import Any
 
 from elftools.elf.elffile import ELFFile
 
-from tests.translator.atoms.base import ALL_FLAGS_BUT_AF, DATA, RESUME, Program
+from tests.translator.atoms.base import ALL_FLAGS_BUT_AF, COMPAT, DATA, RESUME, Program
 from tests.translator.decoder import CORE, DECODER
 
 HERE = Path(__file__).resolve().parent
@@ -57,7 +57,7 @@ def source(programs: Sequence[Program]) -> str:
     table = ['.section .table, ""']
     for n, p in enumerate(programs):
         name = f"{n}_{p.seed}"
-        text += [f".balign {p.align}, 0x90", f"P{name}:"]
+        text += [f".balign {p.align}, 0x90", ".code32" if p.flags & COMPAT else ".code64", f"P{name}:"]
         table += [f".quad P{name}, E{name}, X{name}"]
         for k, atom in enumerate(p.atoms):
             text.append(f"R{name}_{k}:")
@@ -67,7 +67,7 @@ def source(programs: Sequence[Program]) -> str:
                 if line == RESUME:
                     text.append(f"R{name}_{k}_{at}_inside:")
                     table.append(f".quad R{name}_{k}_{at}_inside")
-        text += [f"E{name}:", "syscall", ".skip 40, 0xcc"]
+        text += [f"E{name}:", ".byte 0x0f, 0x05", ".skip 40, 0xcc"]
         for number, function in enumerate(p.functions):
             text.append(f"F{p.seed}_{number}:")
             for k, atom in enumerate(function):

@@ -32,8 +32,10 @@ LOW = "eax ecx edx ebx ebp esi edi".split()
 def test_calls_and_returns(checker: Checker) -> None:
     text = f"""
         mov $300, %ecx; xor %eax, %eax; 1: call 3f; call 4f; dec %ecx; jnz 1b; jmp 2f
-        3: inc %eax; ret; 4: push %ebp; mov %esp, %ebp; call 3b; mov $3b, %edx; call *%edx; leave; ret $0; 2: nop
-        movl $5f, {SCRATCH:#x}; push $1; push $2; call *{SCRATCH:#x}; jmp 6f; 5: mov 4(%esp), %ebx; ret $8; 6: nop
+        3: inc %eax; ret; 4: push %ebp; mov %esp, %ebp; call 3b; mov $3b, %edx; call *%edx; leave
+        ret $0; 2: nop
+        movl $5f, {SCRATCH:#x}; push $1; push $2; call *{SCRATCH:#x}; jmp 6f; 5: mov 4(%esp), %ebx
+        ret $8; 6: nop
         push $7f; ret; ud2; 7: movl $8f, (%esp); jmp *(%esp); ud2; 8: add $4, %esp
         call 9f; 9: pop %esi; pushl $10f; add $4, %esp; jmp *-4(%esp); ud2; 10: mov %esp, %edi"""
     checker.check([Program(1, lines(text), flags=CODE32)])
@@ -49,9 +51,10 @@ def test_recursion_deeper_than_the_shadow_stack(checker: Checker) -> None:
 def test_loops(checker: Checker) -> None:
     text = """
         mov $1000, %ecx; 1: add %ecx, %eax; loop 1b; mov $50, %ecx; 2: dec %ecx; loopne 2b; mov $0x10003, %ecx
-        3: inc %edx; .byte 0x67; loop 3b; mov %ecx, %ebx; jecxz 4f; inc %edx; 4: mov $0x50000, %ecx; jcxz 5f; ud2
-        5: xor %ecx, %ecx; jecxz 6f; ud2; 6: mov $200000, %ecx; 7: lea 7b, %eax; mov $8f, %edx; dec %ecx; cmovz %edx, %eax
-        jmp *%eax; 8: xor %eax, %eax; xor %edx, %edx"""
+        3: inc %edx; .byte 0x67; loop 3b; mov %ecx, %ebx; jecxz 4f; inc %edx
+        4: mov $0x50000, %ecx; jcxz 5f; ud2; 5: xor %ecx, %ecx; jecxz 6f; ud2; 6: mov $200000, %ecx
+        7: lea 7b, %eax; mov $8f, %edx; dec %ecx; cmovz %edx, %eax; jmp *%eax; 8: xor %eax, %eax
+        xor %edx, %edx"""
     totals = checker.check([Program(3, lines(text), flags=CODE32)], "--kick-us", "50")
     assert totals["kicks"] > 5
 
@@ -71,16 +74,20 @@ def test_stack_instructions_at_page_ends(checker: Checker) -> None:
             ["mov %esp, %ebp", "leave"],
         ):
             atoms = [[f"mov ${DATA + at:#x}, %esp", *body], [done, "cmp %al, %al"]]
-            programs.append(Program(len(programs), atoms, flags=CODE32, rules=[(WINDOW_DATA, 6, PERM_NONE, 6)]))
+            programs.append(
+                Program(len(programs), atoms, flags=CODE32, rules=[(WINDOW_DATA, 6, PERM_NONE, 6)])
+            )
             programs.append(Program(len(programs), atoms, flags=CODE32, rules=[(WINDOW_DATA, 7, PERM_R, 7)]))
     checker.check(programs)
 
 
 def test_all_registers_at_once(checker: Checker) -> None:
     text = f"""
-        pusha; add $3, %eax; popa; pushaw; popaw; mov %esp, %ebx; pusha; movl $7, 12(%esp); popa; sub %esp, %ebx
+        pusha; add $3, %eax; popa; pushaw; popaw; mov %esp, %ebx; pusha; movl $7, 12(%esp); popa
+        sub %esp, %ebx
         mov ${DATA + 5 * PAGE - 14:#x}, %esp; popa; mov ${DATA + 5 * PAGE + 10:#x}, %esp; pusha; pushaw
-        mov ${STACK + PAGE:#x}, %esp; enter $16, $0; leave; mov %esp, %ebp; enter $9, $4; leave; push %esp; pop %esp"""
+        mov ${STACK + PAGE:#x}, %esp; enter $16, $0; leave; mov %esp, %ebp; enter $9, $4; leave
+        push %esp; pop %esp"""
     checker.check([Program(5, lines(text), flags=CODE32)])
 
 
@@ -88,7 +95,9 @@ def test_all_registers_at_once(checker: Checker) -> None:
 def test_strings(checker: Checker, prefix: str) -> None:
     programs = []
     bases = {"fs ": DATA + 4 * PAGE, "gs ": DATA + 2 * PAGE}
-    for k, operation in enumerate(("movsb", "movsw", "movsl", "stosb", "stosl", "lodsb", "cmpsb", "cmpsl", "scasw")):
+    for k, operation in enumerate(
+        ("movsb", "movsw", "movsl", "stosb", "stosl", "lodsb", "cmpsb", "cmpsl", "scasw")
+    ):
         repeat = "repe " if operation[0] in "cs" and operation[:3] != "sto" else "rep "
         for direction in ("cld", "std"):
             source, target = DATA + 3 * PAGE + 5 - bases.get(prefix, 0), DATA + 6 * PAGE - 31
@@ -100,16 +109,37 @@ def test_strings(checker: Checker, prefix: str) -> None:
 
 
 def test_limits(checker: Checker) -> None:
-    """Around the end of FS (0x2fff in every third run), GS (null then), and everything else (0x6fffffff then)."""
+    """Around the ends of FS (0x2fff in every third run), GS (null then), all others (0x6fffffff then)."""
     atoms = []
     for at in (0, 0x2FF8, 0x2FFC, 0x2FFD, 0x2FFF, 0x3000, 0x7FFC, 0xFFFFFFFC, 0xFFFFC000):
-        for line in ("mov %fs:(%ebx), %ecx", "movb $1, %fs:(%ebx)", "lock incl %gs:(%ebx)", "movups %fs:(%ebx), %xmm1"):
+        for line in (
+            "mov %fs:(%ebx), %ecx",
+            "movb $1, %fs:(%ebx)",
+            "lock incl %gs:(%ebx)",
+            "movups %fs:(%ebx), %xmm1",
+        ):
             if at < 1 << 31 or "movups" not in line:  # an operand across 4 GiB: as the CPU likes
                 atoms.append([f"mov ${at:#x}, %ebx", line])
     for at in (0x6FFFFFFF, 0x70000000, 0x6FFFFFFD, 0xFFFFFF00, 0xFFFFF000, 0x1000):
-        for line in ("mov (%ebx), %ecx", "push (%ebx)", "bts %eax, (%ebx)", "pop 4(%ebx)", "call *(%ebx)", "fldt (%ebx)"):
+        for line in (
+            "mov (%ebx), %ecx",
+            "push (%ebx)",
+            "bts %eax, (%ebx)",
+            "pop 4(%ebx)",
+            "call *(%ebx)",
+            "fldt (%ebx)",
+        ):
             atoms.append([f"mov ${at:#x}, %ebx", "and $31, %eax", line])
-        for line in ("push %eax", "pop %eax", "ret", "call 1f; 1:", "leave", "pusha", "popf", "movl $3, 8(%esp)"):
+        for line in (
+            "push %eax",
+            "pop %eax",
+            "ret",
+            "call 1f; 1:",
+            "leave",
+            "pusha",
+            "popf",
+            "movl $3, 8(%esp)",
+        ):
             atoms.append([f"mov ${at:#x}, %esp", f"mov ${at:#x}, %ebp", *line.split("; ")])
     atoms.append([f"mov ${STACK + PAGE:#x}, %esp"])
     checker.check([Program(9, [atom], flags=CODE32) for atom in atoms])
@@ -117,7 +147,10 @@ def test_limits(checker: Checker) -> None:
 
 def test_stores_through_cs(checker: Checker) -> None:
     at = DATA + 64
-    atoms = [[f"{op} %cs:{at:#x}", "mov %esp, %ebx"] for op in ("movl $1,", "mov", "incl", "cmpl $5,", "pushl", "popl", "notb")]
+    atoms = [
+        [f"{op} %cs:{at:#x}", "mov %esp, %ebx"]
+        for op in ("movl $1,", "mov", "incl", "cmpl $5,", "pushl", "popl", "notb")
+    ]
     atoms[1] = [f"mov %cs:{at:#x}, %eax"]
     checker.check([Program(k, [atom], flags=CODE32) for k, atom in enumerate(atoms)])
 
@@ -133,6 +166,9 @@ def test_code_that_changes_itself(checker: Checker) -> None:
 
 def test_disturbed(checker: Checker) -> None:
     text = f"""
-        mov $400, %ecx; 1: push %ecx; call 2f; pop %ecx; mov %fs:8, %eax; add %eax, {DATA + 64:#x}; loop 1b; jmp 3f
+        mov $400, %ecx; 1: push %ecx; call 2f; pop %ecx; mov %fs:8, %eax; add %eax, {DATA + 64:#x}
+        loop 1b; jmp 3f
         2: pusha; mov ${DATA + PAGE - 2:#x}, %esi; lock addl $7, (%esi); incl (%esi); popa; ret; 3: nop"""
-    checker.check([Program(12, lines(text), flags=CODE32)], "--disturb", "3", "--kick-us", "50", "--runs", "9")
+    checker.check(
+        [Program(12, lines(text), flags=CODE32)], "--disturb", "3", "--kick-us", "50", "--runs", "9"
+    )

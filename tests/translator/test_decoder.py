@@ -49,14 +49,15 @@ def memory_operand_differs(instruction: object, ours: Decoded, raw: bytes) -> bo
     return not operands or operands[0].size != ours.memory_size
 
 
-def test_against_capstone(decoder: Decoder) -> None:
-    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+@pytest.mark.parametrize("compat", [False, True], ids=["64-bit", "32-bit"])
+def test_against_capstone(decoder: Decoder, compat: bool) -> None:
+    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32 if compat else capstone.CS_MODE_64)
     machine.detail = True
     rng = random.Random(7)
     raw = [random_bytes(rng) for _ in range(25_000 * SCALE)]
     wrong: dict[str, list[str]] = defaultdict(list)
     both = 0
-    for bytes_, ours in zip(raw, decoder.decode(raw)):
+    for bytes_, ours in zip(raw, decoder.decode(raw, compat)):
         kind = decoder.kind(ours)
         assert 1 <= ours.length <= MAX_BYTES
         if kind == "INVALID":
@@ -74,16 +75,25 @@ def test_against_capstone(decoder: Decoder) -> None:
     assert not wrong, dict(list(wrong.items())[:20])
 
 
-def test_any_bytes_decode(decoder: Decoder) -> None:
+@pytest.mark.parametrize("compat", [False, True], ids=["64-bit", "32-bit"])
+def test_any_bytes_decode(decoder: Decoder, compat: bool) -> None:
     """No crash, no reading beyond 15 bytes, a length of 1 to 15."""
     rng = random.Random(8)
     raw = [rng.randbytes(15) for _ in range(200_000 * SCALE)]
     raw += [bytes([p] * n) for p in (0x66, 0x0F, 0xF0, 0x48, 0xFF, 0) for n in range(16)]
-    assert all(1 <= d.length <= MAX_BYTES for d in decoder.decode(raw))
+    assert all(1 <= d.length <= MAX_BYTES for d in decoder.decode(raw, compat))
 
 
 def test_random_encodings(checker: Checker, decoder: Decoder) -> None:
     checker(lambda seed: random_encodings(seed, decoder, 20), 400)
+
+
+def test_random_encodings_of_32_bit_code(checker: Checker, decoder: Decoder) -> None:
+    """With flat segments, with FS limited and GS null, and with every segment limited."""
+    checker(lambda seed: random_encodings(seed + 20_000, decoder, 20, compat=True), 400)
+    checker(
+        lambda seed: random_encodings(seed + 30_000, decoder, 20, compat=True), 40, "--trace", "--runs", "3"
+    )
 
 
 def test_random_encodings_step_by_step(checker: Checker, decoder: Decoder) -> None:

@@ -31,7 +31,7 @@ FS_BASE, GS_BASE = DATA + 4 * PAGE, DATA_HIGH + 2 * PAGE
 WINDOW_CODE, WINDOW_DATA, WINDOW_DATA_HIGH, WINDOW_STACK = 0, 2, 3, 4
 PERM_NONE, PERM_R, PERM_RW, PERM_RX, PERM_RWX = range(5)
 
-WRITES_CODE, USES_BIG, INVALID, NOT_HIGH = 1, 2, 4, 8
+WRITES_CODE, USES_BIG, INVALID, NOT_HIGH, COMPAT = 1, 2, 4, 8, 16
 ALL_FLAGS_BUT_AF = 0x8C5
 
 Atom = list[str]
@@ -65,6 +65,9 @@ def reg(number: int, size: int) -> str:
     if size == 1:
         return "%" + (name[0] + "l" if number < 4 else name + "l")
     return "%" + {8: "r", 4: "e", 2: ""}[size] + name
+
+
+GS_BASE_32 = DATA + 2 * PAGE  # of 32-bit programs
 
 
 NUMBER = {reg(n, 8): n for n in range(16)}
