@@ -7,6 +7,7 @@ stay as they are. Everything is kept in $XDG_CACHE_HOME/umxen and made only once
     debian/<release>/        vmlinuz, config and modules/ of one kernel
     debian/current-<flavour> points to one of them
     busybox/busybox          when the system has no static one
+    busybox-i386/busybox     a 32-bit one, for tests
     initramfs/<digest>.cpio
     small/small.elf          built with gcc from domu/guests/small
 """
@@ -91,13 +92,27 @@ def busybox() -> Path:
         found = shutil.which(name)
         if found and _is_static(Path(found)):
             return Path(found)
-    cached = cache_folder() / "busybox" / "busybox"
+    return _cached_busybox(
+        "busybox",
+        lambda folder: _with_package_lists(lambda options: _download("busybox-static", folder, options)),
+    )
+
+
+def busybox_i386() -> Path:
+    """A static 32-bit busybox of Debian's, with glibc. Raises: ImageError."""
+    return _cached_busybox(
+        "busybox-i386", lambda folder: _download("busybox-static:i386", folder, list(_i386_package_lists()))
+    )
+
+
+def _cached_busybox(name: str, fetch: Callable[[Path], Path]) -> Path:
+    cached = cache_folder() / name / "busybox"
     if not cached.is_file():
         with (
             tempfile.TemporaryDirectory(prefix="umxen-deb-") as fetched,
             _unpacked_to(cached.parent) as folder,
         ):
-            package = _with_package_lists(lambda options: _download("busybox-static", Path(fetched), options))
+            package = fetch(Path(fetched))
             for member, data in _members(package, lambda name: name in ("bin/busybox", "usr/bin/busybox")):
                 (folder / PurePosixPath(member).name).write_bytes(data)
                 (folder / PurePosixPath(member).name).chmod(0o755)
@@ -361,6 +376,20 @@ def _fresh_package_lists() -> tuple[str, ...]:
         result = _apt(["apt-get", *options, "-q", "update"])
     if result.returncode:
         raise ImageError(f"cannot fetch Debian's package lists: {_last_line(result.stderr)}")
+    return options
+
+
+@functools.cache
+def _i386_package_lists() -> tuple[str, ...]:
+    """The same for Debian's 32-bit packages, which the system need not know."""
+    folder = cache_folder() / "apt-i386"
+    (folder / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    settings = [f"Dir::State::lists={folder}/lists", f"Dir::Cache={folder}/cache"]
+    settings += ["APT::Architecture=i386", "APT::Architectures::=i386"]
+    settings += ["APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+    options = tuple(word for setting in settings for word in ("-o", setting))
+    with progress.step("fetching Debian's package lists for i386"):
+        _apt(["apt-get", *options, "-q", "update"])  # one of several lists may fail: the download tells
     return options
 
 
