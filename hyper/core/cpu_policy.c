@@ -11,7 +11,7 @@
 #include <cpuid.h>
 
 enum { /* leaf 1 edx */
-    FPU = 1u << 0, DE = 1u << 2, TSC = 1u << 4, MSR = 1u << 5, PAE = 1u << 6, CX8 = 1u << 8, CMOV = 1u << 15,
+    FPU = 1u << 0, DE = 1u << 2, TSC = 1u << 4, MSR = 1u << 5, PAE = 1u << 6, CX8 = 1u << 8, SEP = 1u << 11, CMOV = 1u << 15,
     PAT = 1u << 16, CLFSH = 1u << 19, MMX = 1u << 23, FXSR = 1u << 24,
     SSE = 1u << 25, SSE2 = 1u << 26,
 };
@@ -76,7 +76,7 @@ static void add_basic(struct cpu_policy *p, uint64_t khz)
 {
     add(p, 0, NONE, MAX_BASIC_LEAF, 0x756e6547, 0x6c65746e, 0x49656e69); /* GenuineIntel */
     add(p, 1, NONE, 0x306c1, 0x800, HYPERVISOR,
-        FPU | DE | TSC | MSR | PAE | CX8 | CMOV | PAT | CLFSH | MMX | FXSR | SSE | SSE2);
+        FPU | DE | TSC | MSR | PAE | CX8 | SEP | CMOV | PAT | CLFSH | MMX | FXSR | SSE | SSE2);
     add(p, 2, NONE, 0xff01, 0, 0, 0); /* see leaf 4 */
     add(p, 3, NONE, 0, 0, 0, 0);
     add_caches(p);
