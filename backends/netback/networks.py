@@ -49,7 +49,7 @@ class RunningNetwork:
         self.config = config
         self.network = Network(switch, ageing_s=config.ageing_s, storm_pps=config.storm_pps)
         self.attachments: dict[str, Attached] = {}
-        self.uplinks: list[RunningUplink] = []
+        self.uplinks = self._make_uplinks()
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -78,14 +78,17 @@ class RunningNetwork:
         """The user-mode uplink, if there is one."""
         return next((uplink for uplink in self.uplinks if uplink.uplink.kind == "user"), None)
 
-    async def run(self) -> None:
-        """Its uplinks, until stop()."""
+    def _make_uplinks(self) -> list[RunningUplink]:
         used: dict[str, int] = {}
+        made = []
         for text in self.config.uplinks:
             uplink = parse_uplink(text)
             used[uplink.kind] = count = used.get(uplink.kind, 0) + 1
-            name = uplink.kind if count == 1 else f"{uplink.kind}{count}"
-            self.uplinks.append(RunningUplink(uplink, name, self))
+            made.append(RunningUplink(uplink, f"{uplink.kind}{count if count > 1 else ''}", self))
+        return made
+
+    async def run(self) -> None:
+        """Its uplinks, until stop()."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -144,7 +147,6 @@ class Networks:
             if config.name in self._running:
                 raise ConfigError(f"network {config.name} is there already")
             running = self._start(config)
-            await trio.lowlevel.checkpoint()
             if failures := await running.first_failures():
                 await self._remove(running)
                 raise ConfigError("; ".join(failures))

@@ -11,7 +11,7 @@ from typing import TextIO
 import click
 
 from toolstack.lab import demo as the_demo
-from toolstack.lab import images, progress, rootfs
+from toolstack.lab import images, network, progress, rootfs
 from toolstack.lab.host import Host, HostError, hosts
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -29,7 +29,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("\numxen: interrupted", err=True)
         sys.exit(130)
-    except (HostError, images.ImageError, the_demo.DemoError, ValueError, OSError) as error:
+    except (
+        HostError, images.ImageError, network.NetworkError, the_demo.DemoError, ValueError, OSError
+    ) as error:  # fmt: skip
         click.echo(f"umxen: {error}", err=True)
         sys.exit(1)
 
@@ -282,6 +284,10 @@ def _show(host: Host) -> bool:
 def _duration(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+umxen.add_command(network.network)
+umxen.add_command(network.capture)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from toolstack.xm.client import Server
 
 if TYPE_CHECKING:
     from toolstack.lab.guest import Guest
+    from toolstack.lab.network import Capture
 
 START_SECONDS = 120.0
 STOP_SECONDS = 90.0
@@ -277,6 +279,34 @@ class Host:
         if not paused:
             guest.unpause()
         return guest
+
+    @contextmanager
+    def network(self, name: str, *uplinks: str, **settings: Any) -> Iterator[str]:
+        """A network for the block (see `umxen network create` for uplinks; groups, forwards, mtu,
+        storm_pps, ageing_s). Guests on it must be gone at its end. Raises: NetworkError.
+        """
+        from toolstack.lab import network
+
+        network.create(self.paths, name, uplinks, **settings)
+        try:
+            yield name
+        except BaseException:
+            with suppress(network.NetworkError):  # what went wrong before is what matters
+                network.ask(self.paths, "delete", name=name)
+            raise
+        network.ask(self.paths, "delete", name=name)
+
+    def forward(self, name: str, forward: str) -> None:
+        """Leads a port of the machine to a guest on that network. Raises: NetworkError."""
+        from toolstack.lab import network
+
+        network.ask(self.paths, "forward", name=name, forward=forward)
+
+    def capture(self, name: str, port: str | None = None) -> AbstractContextManager[Capture]:
+        """A capture of a network, or of one port, for the block: `.frames`. Raises: NetworkError."""
+        from toolstack.lab import network
+
+        return network.capturing(self.paths, name, port)
 
     def statistics(self) -> dict[str, int]:
         """hyper's counters (struct hv_statistics). Raises: OSError, HostError."""

@@ -12,6 +12,9 @@ need() { # PACKAGE TEST...
 has_header() {
     echo "#include <$1>" | gcc -E -x c - -o /dev/null
 }
+has_library() {
+    python3 -c "import ctypes; ctypes.CDLL('$1')"
+}
 has_python_header() {
     python3 -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))'
 }
@@ -26,6 +29,10 @@ test)
     need xenstore-utils command -v xenstore-ls
     need libxen-dev has_header xen/xen.h
     need busybox-static command -v busybox
+    need qemu-system-x86 command -v qemu-system-x86_64
+    need ipxe-qemu test -d /usr/lib/ipxe/qemu
+    need vde2 command -v vde_switch
+    need libslirp0 has_library libslirp.so.0
     need mmdebstrap command -v mmdebstrap
     need e2fsprogs test -x /sbin/mke2fs
     ;;
