@@ -357,6 +357,17 @@ async def serve(
         await store.follow((root,), fired)
 
 
+async def devices(store: Store, kind: str) -> set[tuple[int, int]]:
+    """(frontend's domid, devid) of all devices of `kind` that Dom0 backs at present."""
+    root = f"{domain_path(0)}/backend/{kind}"
+    return {
+        (int(domid), int(devid))
+        for domid in await store.names(root)
+        for devid in await store.names(f"{root}/{domid}")
+        if domid.isdigit() and devid.isdigit()
+    }
+
+
 class _Bus:
     def __init__(
         self, store: Store, hyp: Hypervisor, root: str, device: Device, nursery: trio.Nursery

@@ -55,6 +55,9 @@ struct io_engine *nbd_engine_create(int socket);
 bool nbd_engine_lost(const struct io_engine *engine);
 void nbd_engine_replace(struct io_engine *engine, int socket);
 
+/* Moves all of a read's or write's data, waiting for it; the result. */
+int io_move_data(int file, struct io *io);
+
 /* `bytes` of it are done: true when that was all, else the rest is in offset, bytes and iov. */
 static inline bool io_advance(struct io *io, uint64_t bytes)
 {

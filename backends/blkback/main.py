@@ -45,7 +45,7 @@ async def serve(paths: HostPaths, ready_fd: int | None = None) -> None:
                 await nursery.start(_cancel_on_signal, env, nursery.cancel_scope)
                 nursery.start_soon(_fail_without, hyp)
                 await nursery.start(_serve_devices, store, hyp, env)
-                await journals.sweep(set(env.devices))
+                await journals.sweep(await bus.devices(store, "vbd"))
                 log.info("serving", host=paths.name, io_uring=shared.io_uring)
                 announce_ready(ready_fd)
             journals.close()

@@ -47,7 +47,7 @@ struct pool_engine {
 
 /* ---- one job */
 
-static int move_data(int file, struct io *io)
+int io_move_data(int file, struct io *io)
 {
     while (io->bytes) {
         ssize_t moved = io->kind == IO_READ ? preadv(file, io->iov, (int)io->nr_iov, (off_t)io->offset)
@@ -75,7 +75,7 @@ static int perform(const struct pool_engine *engine, struct io *io)
     switch (io->kind) {
     case IO_READ:
     case IO_WRITE:
-        return move_data(engine->file, io);
+        return io_move_data(engine->file, io);
     case IO_FLUSH:
         return fdatasync(engine->file) ? -errno : 0;
     case IO_DISCARD:
