@@ -327,7 +327,8 @@ class FakeTransaction:
         self.permissions[path] = tuple(perms)
 
     async def rm(self, path: str) -> None:
-        raise NotImplementedError
+        self.written.pop(path, None)
+        self._xenstore.drop(path)
 
 
 class Backends:
@@ -348,6 +349,10 @@ class Backends:
         if parts[:5] != ["", "local", "domain", "0", "backend"] or len(parts) < 8 or self.silent:
             return self._hear_frontend(parts, value)
         backend, nodes = "/".join(parts[:8]), self._xenstore.nodes
+        if parts[8:] == ["resize-request"] and value is not None:
+            if refusal := self.refuse.get(nodes.get(f"{backend}/params", "")):
+                self._xenstore.put(f"{backend}/error", refusal)
+            self._xenstore.put(f"{backend}/resize-done", value)
         if parts[8:] == ["state"] and value == "5":
             frontend = nodes[f"{backend}/frontend"]
             if not (self.stubborn and f"{frontend}/state" in nodes):

@@ -114,7 +114,7 @@ class BlockDevice:
         nodes = await self.link.read_config()
         self.name = nodes.get("dev", self.name)
         self._disk = disk = DiskConfig.from_nodes(nodes)
-        self._resize_done = nodes.get("resize-request", "")
+        self._resize_done = nodes.get("resize-done", "")
         unique = f"{self._env.host}/{self.link.frontend_domid}/{self.link.devid}"
         try:
             self.backing = await stack.enter_async_context(open_backing(disk, unique, self._env.folder))

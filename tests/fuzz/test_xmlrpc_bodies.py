@@ -16,6 +16,7 @@ from tests.xend_fake import FakeHypervisor, FakeXenstore
 from toolstack.xend import codec
 from toolstack.xend.control import Control
 from toolstack.xend.errors import BadRequest
+from toolstack.xend.hotplug import Hotplug
 from toolstack.xend.lifecycle import Lifecycle
 from toolstack.xend.node import Node
 from toolstack.xend.recovery import recover
@@ -81,7 +82,9 @@ class Host:
         self.life = Lifecycle(
             self.hypervisor, self.xenstore, store, console_path=lambda domid: Path(f"/{domid}")
         )
-        self.rpc = Rpc(self.life, Control(self.life), Node(self.hypervisor, Path("/nowhere")))
+        self.rpc = Rpc(
+            self.life, Control(self.life), Hotplug(self.life), Node(self.hypervisor, Path("/nowhere"))
+        )
 
 
 def ask(*bodies: bytes) -> tuple[list[Any], Host]:

@@ -420,6 +420,33 @@ class TestConfiguring:
                 assert isinstance(found, Vbd) and found.uname == uname
             assert domain.config.devices[0].label == "xvda"
 
+    async def test_a_disc_that_cannot_be_read(self, host: Host) -> None:
+        async with host.xend() as xend:
+            await xend.create("deb", device(*CDROM))
+            host.xenstore.backends.refuse["/bad"] = "no such disc"
+            wanted = ["vbd", ["uname", "file:/bad"], ["dev", "xvdd:cdrom"], ["mode", "r"]]
+            with pytest.raises(XendError) as caught:
+                await xend.hotplug.configure("deb", wanted, "")
+            assert str(caught.value) == "Device 51760 (vbd) could not be changed. xvdd: no such disc"
+            assert host.xenstore.nodes["/local/domain/0/backend/vbd/1/51760/params"] == "/iso"
+            assert "(uname file:/iso)" in sxp.to_string(host.records()["deb"].config.to_sxp())
+
+    async def test_another_size(self, host: Host, autojump_clock: MockClock) -> None:
+        async with host.xend() as xend:
+            await xend.create("deb", device(*DISK))
+            await xend.hotplug.resize("deb", "xvda")
+            await xend.hotplug.resize("deb", "51712")
+            host.xenstore.backends.refuse["/a"] = "it is gone"
+            with pytest.raises(
+                XendError, match=r"^Device 51712 \(vbd\) could not be resized\. xvda: it is gone$"
+            ):
+                await xend.hotplug.resize("deb", "xvda")
+            host.xenstore.backends.silent = True
+            with pytest.raises(XendError, match="blkback has not answered within 10 s"):
+                await xend.hotplug.resize("deb", "xvda")
+            with pytest.raises(XendError, match="Device xvdb not connected"):
+                await xend.hotplug.resize("deb", "xvdb")
+
     @pytest.mark.parametrize(
         ("wanted", "part"),
         [

@@ -170,7 +170,7 @@ class Hotplug:
     async def _change_medium(self, domain: Domain, before: Vbd, after: Vbd) -> None:
         with _in_hand(domain, before):
             if domain.record.phase == RUNNING:
-                await self._devices.change_medium(domain.domid, after)
+                await self._devices.change_medium(domain.domid, before, after)
                 await self._xenstore.create(layout.vm_device_nodes(domain.config, (after,)))
             devices = tuple(after if device is before else device for device in domain.config.devices)
             self._life.change(domain, devices=devices)

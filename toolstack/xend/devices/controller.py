@@ -123,40 +123,47 @@ class DeviceController:
             return text or "The backend does not say why."
         return None
 
-    async def change_medium(self, domid: int, disk: Vbd) -> None:
-        """Tells the backend of another image. Raises: XendError when there is no such device."""
+    async def change_medium(self, domid: int, before: Vbd, after: Vbd) -> None:
+        """Puts another image into a drive. Raises: XendError when it cannot be; the old one stays then."""
+        try:
+            await self._request(domid, after, after.place(), "changed")
+        except XendError:
+            await self._request(domid, before, before.place(), "changed")
+            raise
+
+    async def resize(self, domid: int, disk: Vbd) -> None:
+        """Has the backend look at the size of an image again. Raises: XendError."""
+        await self._request(domid, disk, {}, "resized")
+
+    async def _request(self, domid: int, disk: Vbd, values: dict[str, str], done: str) -> None:
+        """Writes into the entries of a backend and asks it to look at the disk anew; waits until it has.
+
+        A backend does what the entries say, then answers `resize-request` by `resize-done`, or by a text.
+        """
         path = backend_path(0, *_place(domid, disk))
+        mark = secrets.token_hex(8)
 
         async def work(transaction: Transaction) -> None:
             if not await transaction.exists(path):
                 raise XendError(f"Device {disk.label} not connected")
-            for name, value in disk.place().items():
+            for name in ("error", "resize-error"):
+                if await transaction.exists(f"{path}/{name}"):
+                    await transaction.rm(f"{path}/{name}")
+            for name, value in {**values, "resize-request": mark}.items():
                 await transaction.write(f"{path}/{name}", value)
 
-        await self._xenstore.transact(work)
-
-    async def resize(self, domid: int, disk: Vbd, seconds: float = HOTPLUG_SECONDS) -> None:
-        """Has the backend look at the size of an image again, and waits until it has. Raises: XendError."""
-        path = backend_path(0, *_place(domid, disk))
-        mark = secrets.token_hex(8)
-
-        async def answered() -> str | None:
-            """What the backend has against it; "" when it has done it."""
+        async def answer() -> str | None:
             found = await self._xenstore.subtree(path)
-            if not found:
-                return "Device not found."
-            if found.get("resize-done") != mark:
-                return None
-            return found.get("resize-error", "")
+            failure = found.get("resize-error") or found.get("error") or ""
+            return failure if failure or not found or found.get("resize-done") == mark else None
 
-        await self._xenstore.write(f"{path}/resize-request", mark)
-        failure = await self._watch(path, answered, seconds)
+        await self._xenstore.transact(work)
+        failure = await self._watch(path, answer, HOTPLUG_SECONDS)
         if failure is None:
-            failure = f"{BACKENDS[disk.kind]} has not answered within {seconds:g} s"
+            failure = f"{BACKENDS[disk.kind]} has not answered within {HOTPLUG_SECONDS:g} s"
         if failure:
-            raise XendError(
-                f"Device {disk.devid} ({disk.kind}) could not be resized. {disk.label}: {failure}"
-            )
+            text = f"Device {disk.devid} ({disk.kind}) could not be {done}. {disk.label}: {failure}"
+            raise XendError(text)
 
     # ---- going
 
