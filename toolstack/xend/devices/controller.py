@@ -153,9 +153,11 @@ class DeviceController:
                 await transaction.write(f"{path}/{name}", value)
 
         async def answer() -> str | None:
-            found = await self._xenstore.subtree(path)
-            failure = found.get("resize-error") or found.get("error") or ""
-            return failure if failure or not found or found.get("resize-done") == mark else None
+            done = await self._xenstore.read(f"{path}/resize-done")  # first: what is wrong is written before it
+            for name in ("resize-error", "error"):
+                if text := await self._xenstore.read(f"{path}/{name}"):
+                    return text
+            return "" if done == mark or await self._xenstore.read(path) is None else None
 
         await self._xenstore.transact(work)
         failure = await self._watch(path, answer, HOTPLUG_SECONDS)
