@@ -1,37 +1,32 @@
 """What hyper gives up once it serves: new programs, new processes, new files, new sockets, other processes.
 
-A seccomp filter for all threads (TSYNC), in classic BPF built by hand: a list of denied system calls. It is a
-second fence: the first is that guests reach no frame that isn't theirs. Whatever the server needs must be
-open and imported before; accept(), memfds, eventfds and threads keep working.
+A seccomp filter for all threads (TSYNC): a list of denied system calls. It is a second fence: the first
+is that guests reach no frame that isn't theirs. Whatever the server needs must be open and imported
+before; accept(), memfds, eventfds and threads keep working.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
-import platform
-import struct
-from dataclasses import dataclass
 
-_PR_SET_NO_NEW_PRIVS = 38
-_SYS_SECCOMP = 317
-_SECCOMP_SET_MODE_FILTER = 1
-_SECCOMP_FILTER_FLAG_TSYNC = 1
+from hyper.public.seccomp import (
+    ALLOW,
+    CLONE,
+    CLONE3,
+    CLONE_THREAD,
+    JEQ,
+    JSET,
+    LD,
+    NATIVE_ONLY,
+    RET,
+    Label,
+    Op,
+    argument,
+    assemble,
+    install,
+    refuse,
+)
 
-_RET_KILL_PROCESS = 0x80000000
-_RET_ERRNO = 0x00050000
-_RET_ALLOW = 0x7FFF0000
-_AUDIT_ARCH_X86_64 = 0xC000003E
-_X32_BIT = 0x40000000
-_CLONE_THREAD = 0x00010000
-
-# struct seccomp_data
-_NR, _ARCH, _ARG0 = 0, 4, 16
-
-_LD_ABS, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
-
-_CLONE, _CLONE3 = 56, 435
 DENIED = {
     "open": 2, "creat": 85, "openat": 257, "openat2": 437, "open_by_handle_at": 304, "open_tree": 428,
     "socket": 41, "io_uring_setup": 425,
@@ -49,55 +44,25 @@ def confine() -> None:
 
     Raises: OSError when the kernel refuses the filter; NO_NEW_PRIVS is set all the same.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
-    if platform.machine() != "x86_64":
-        raise OSError(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
-    code = _program()
-    kept = ctypes.create_string_buffer(code)
-    # struct sock_fprog: u16 length in instructions, pointer
-    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(kept)))
-    libc.syscall.restype = ctypes.c_long
-    ret = libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, program)
-    if ret > 0:
-        raise OSError(errno.EBUSY, f"seccomp: thread {ret} cannot take the filter")
-    _check(ret, "seccomp")
-
-
-@dataclass(frozen=True)
-class _Op:
-    """struct sock_filter; `label` names the target of a jump taken when true."""
-
-    code: int
-    k: int
-    label: str = ""
+    install(_program())
 
 
 def _program() -> bytes:
-    ops = [
-        _Op(_LD_ABS, _ARCH),
-        _Op(_JEQ, _AUDIT_ARCH_X86_64, "native"),
-        _Op(_RET, _RET_KILL_PROCESS),
-    ]
-    labels = {"native": len(ops)}
-    ops += [_Op(_LD_ABS, _NR), _Op(_JGE, _X32_BIT, "eperm")]
-    ops += [_Op(_JEQ, nr, "eperm") for nr in DENIED.values()]
-    ops += [_Op(_JEQ, _CLONE3, "enosys"), _Op(_JEQ, _CLONE, "clone"), _Op(_RET, _RET_ALLOW)]
-    labels["clone"] = len(ops)
-    ops += [_Op(_LD_ABS, _ARG0), _Op(_JSET, _CLONE_THREAD, "allow")]
-    labels["eperm"] = len(ops)
-    ops += [_Op(_RET, _RET_ERRNO | errno.EPERM)]
-    labels["enosys"] = len(ops)
-    ops += [_Op(_RET, _RET_ERRNO | errno.ENOSYS)]
-    labels["allow"] = len(ops)
-    ops += [_Op(_RET, _RET_ALLOW)]
-    return b"".join(
-        struct.pack("HBBI", op.code, labels[op.label] - at - 1 if op.label else 0, 0, op.k)
-        for at, op in enumerate(ops)
+    return assemble(
+        [
+            *NATIVE_ONLY,
+            *(Op(JEQ, nr, "eperm") for nr in DENIED.values()),
+            Op(JEQ, CLONE3, "enosys"),
+            Op(JEQ, CLONE, "clone"),
+            Op(RET, ALLOW),
+            Label("clone"),
+            Op(LD, argument(0)),
+            Op(JSET, CLONE_THREAD, "allow"),
+            Label("eperm"),
+            refuse(errno.EPERM),
+            Label("enosys"),
+            refuse(errno.ENOSYS),
+            Label("allow"),
+            Op(RET, ALLOW),
+        ]
     )
-
-
-def _check(ret: int, what: str) -> None:
-    if ret < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
