@@ -30,7 +30,9 @@ class RequestRing:
 
     def __init__(self, view: memoryview, entry_bytes: int, response_bytes: int) -> None:
         """Raises: ValueError when not one entry fits."""
-        self._view = view
+        self.view = view
+        """All of it, indices first."""
+        self.entry_bytes = entry_bytes
         self._shared = array_at("uint8_t", view)
         self._ring = ffi.new("struct front_ring *")
         if lib.front_ring_init(self._ring, self._shared, len(view), entry_bytes):

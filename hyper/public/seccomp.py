@@ -25,8 +25,8 @@ _ERRNO = 0x00050000
 
 CLONE, CLONE3, CLONE_THREAD = 56, 435, 0x00010000
 
-_PR_SET_NO_NEW_PRIVS = 38
-_SYS_SECCOMP = 317
+PR_SET_NO_NEW_PRIVS = 38
+SYS_SECCOMP = 317
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_TSYNC = 1
 _AUDIT_ARCH_X86_64 = 0xC000003E
@@ -90,7 +90,7 @@ def assemble(program: Iterable[Op | Label]) -> bytes:
 def no_new_privileges() -> None:
     """Raises: OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+    _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
 def install(code: bytes) -> None:
@@ -106,7 +106,7 @@ def install(code: bytes) -> None:
     # struct sock_fprog: u16 length in instructions, pointer
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(kept)))
     libc.syscall.restype = ctypes.c_long
-    ret = libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, program)
+    ret = libc.syscall(SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, program)
     if ret > 0:
         raise OSError(errno.EBUSY, f"seccomp: thread {ret} cannot take the filter")
     _check(ret, "seccomp")
