@@ -131,6 +131,10 @@ class Connection:
         """(result, memfd, doorbell) of a new hypercall ring; both fds are the caller's to close."""
         return self.machine.core.conn_open_ring(self._conn)
 
+    def end(self) -> int:
+        """A piece of close(): ERESTART until the quick rest is left. Only close() may follow."""
+        return self.machine.core.conn_end(self._conn)
+
     def close(self) -> None:
         """Ends its rings, closes its ports, unmaps its grants, drops its arena. May be called twice."""
         handle, self._handle = self._handle, None

@@ -131,7 +131,10 @@ class Server:
         with sock:
             try:
                 with connection:
-                    await _Session(self, connection, sock).run()
+                    try:
+                        await _Session(self, connection, sock).run()
+                    finally:
+                        await _end(connection)
             except (wire.WireError, XenError) as error:
                 log.warning("connection refused", domid=domid, reason=str(error))
                 await _say_why(sock, str(error))
@@ -174,6 +177,13 @@ class Server:
             await self._serve_session(sock, connection)
         finally:
             watching.cancel()
+
+
+async def _end(connection: Connection) -> None:
+    """Gives back what it holds, and lets others through meanwhile."""
+    with trio.CancelScope(shield=True):
+        while connection.end() == ERESTART:
+            await trio.lowlevel.checkpoint()
 
 
 async def _hang_up(hangup_fd: int, sock: socket.socket, watching: trio.CancelScope) -> None:

@@ -37,11 +37,13 @@ class Page:
 
 
 class Process:
-    """A connection of Dom0 with an arena. Calls raise XenError when they are refused."""
+    """A connection of Dom0, or of another process domain, with an arena. Calls raise XenError when they are
+    refused.
+    """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, domid: int = 0) -> None:
         self.machine = machine
-        self.connection = machine.connect(0)
+        self.connection = machine.connect(domid)
         fd = os.memfd_create("arena", os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, ARENA_BYTES)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
@@ -154,6 +156,14 @@ class Process:
 
     def destroy(self, domid: int) -> None:
         self.domctl("destroydomain", domid)
+
+    def create_process_domain(self) -> int:
+        """One of 1 MiB, running, without a connection."""
+        domid = self.create()
+        ret, start = self.machine.adopt(domid, 1 << 20)
+        assert ret == 0 and start
+        self.domctl("unpausedomain", domid)
+        return domid
 
     def populate(self, domid: int, count: int) -> list[int]:
         """Single frames for a domain: their gfns."""

@@ -122,6 +122,9 @@ class FakeCore:
         hv.conns.add(conn)
         return 0, ConnHandle(conn)
 
+    def conn_end(self, conn: Any) -> int:
+        return 0
+
     def conn_destroy(self, conn: Any) -> None:
         for port in [port for port in conn.hv.ports.values() if port.owner is conn]:
             self._close(conn, port.number)

@@ -109,14 +109,20 @@ static void drop_arena(struct hv_conn *conn)
     conn->arena_bytes = 0;
 }
 
+int hv_conn_end(hv_conn_t *conn)
+{
+    hcall_rings_end(conn);
+    evtchn_close_conn(conn);
+    return grant_unmap_some(conn);
+}
+
 void hv_conn_destroy(hv_conn_t *conn)
 {
     if (!conn)
         return;
     struct hv *hv = conn->hv;
-    hcall_rings_end(conn);
-    evtchn_close_conn(conn);
-    grant_unmap_conn(conn);
+    while (hv_conn_end(conn) == -XEN_ERESTART)
+        ;
     drop_arena(conn);
     lock(&hv->event_lock);
     list_remove(&conn->link);

@@ -24,6 +24,7 @@
 #include "trace.h"
 
 #define CHUNK_PORTS 128u
+#define CLOSED_AT_ONCE 32u
 #define MAX_PORT_FDS 256u /* ports of one unprivileged connection that have descriptors */
 
 enum port_state { ECS_FREE = 0, ECS_UNBOUND, ECS_INTERDOMAIN, ECS_VIRQ, ECS_IPI };
@@ -537,11 +538,17 @@ void evtchn_close_all(struct domain *d)
 void evtchn_close_conn(struct hv_conn *conn)
 {
     struct domain *d = conn->domain;
+    unsigned closed = 0;
     lock(&d->hv->event_lock);
     for (uint32_t port = 1; d->evtchn && port < d->evtchn->nr_ports; port++) {
         struct evtchn *chn = live_port(d, port);
-        if (chn && chn->conn == conn)
-            close_locked(d, port);
+        if (!chn || chn->conn != conn)
+            continue;
+        close_locked(d, port);
+        if (++closed % CLOSED_AT_ONCE == 0) { /* let others through */
+            unlock(&d->hv->event_lock);
+            lock(&d->hv->event_lock);
+        }
     }
     unlock(&d->hv->event_lock);
 }

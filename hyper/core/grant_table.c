@@ -22,6 +22,7 @@
 #define DEFAULT_GRANT_FRAMES 64u
 #define DEFAULT_MAPS (1024u * 256u)
 #define CAS_TRIES 8
+#define UNMAPPED_AT_ONCE 256 /* about 100 us */
 
 /* What is in use of one entry. */
 struct active_entry {
@@ -313,11 +314,15 @@ static void release_map(struct grant_map *m)
     free(m);
 }
 
-void grant_unmap_conn(struct hv_conn *conn)
+int grant_unmap_some(struct hv_conn *conn)
 {
     struct grant_map *m;
-    while ((m = take_any_map(conn)))
+    for (unsigned n = 0; n < UNMAPPED_AT_ONCE; n++) {
+        if (!(m = take_any_map(conn)))
+            return 0;
         release_map(m);
+    }
+    return -XEN_ERESTART;
 }
 
 static int16_t use_for_map(struct grant_map *m)

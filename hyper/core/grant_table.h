@@ -17,6 +17,6 @@ int64_t do_grant_table_op(struct vcpu *curr, struct domain *caller, struct hv_co
 /* The machine frames of the table, made on demand: XENMEM_acquire_resource and XENMAPSPACE_grant_table. */
 int grant_table_frame(struct domain *d, uint32_t index, mfn_t *out);
 uint32_t grant_table_max_frames(const struct domain *d);
-/* Unmaps everything a dead connection had mapped. */
-void grant_unmap_conn(struct hv_conn *conn);
+/* Unmaps some of what a dead connection had mapped: 0 when nothing is left, else -XEN_ERESTART. */
+int grant_unmap_some(struct hv_conn *conn);
 #endif

@@ -57,6 +57,9 @@ int hv_process_bank(hv_t *hv, uint16_t domid, struct hv_process *out, int *fd);
 
 /* A process of a process domain. domid 0 is Dom0. */
 int hv_conn_create(hv_t *hv, uint16_t domid, hv_conn_t **out);
+/* A piece of what hv_conn_destroy does, for one that holds many mappings: -XEN_ERESTART until only the quick rest is left.
+ * Nothing else may be asked of the connection any more. */
+int hv_conn_end(hv_conn_t *conn);
 /* Ends its rings, closes its ports, unmaps its grants, drops its arena. A process domain, other than Dom0, that loses its
  * last connection before it has shut down has crashed. */
 void hv_conn_destroy(hv_conn_t *conn);

@@ -21,7 +21,7 @@ from hyper.public.errors import XenError
 from tests.core_kit import Process, lib, readable, real_machine
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / "hyper" / "core"
+CORE, GUEST = ROOT / "hyper" / "core", ROOT / "hyper" / "guest"
 SOURCES = sorted((Path(__file__).parent / "core").glob("*_tests.c"))
 TESTS = [
     (source.stem, name)
@@ -30,6 +30,7 @@ TESTS = [
 ]
 GCC = "gcc -g1 -std=gnu11 -Wall -Wextra -fno-strict-aliasing -pthread -fsanitize=address".split()
 FOLDERS = [f"-iquote{folder}" for folder in (CORE, CORE.parent / "public", CORE.parent)]
+OUTSIDE = [f"-iquote{folder}" for folder in (CORE.parent / "public", GUEST, CORE)]  # its own names last
 SELF = lib.DOMID_SELF
 
 
@@ -42,11 +43,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         number, source = job
         output = folder / f"{number}.o"
         level = "-O1" if source in SOURCES else "-O0"  # guests need their inline functions, we the time
-        subprocess.run([*GCC, level, *FOLDERS, "-c", source, "-o", output], check=True)
+        folders = FOLDERS if source.is_relative_to(CORE) else OUTSIDE
+        subprocess.run([*GCC, level, *folders, "-c", source, "-o", output], check=True)
         return output
 
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compiled, enumerate([*SOURCES, *CORE.rglob("*.c")])))
+        objects = list(pool.map(compiled, enumerate([*SOURCES, GUEST / "hcall.c", *CORE.rglob("*.c")])))
     for source, own in zip(SOURCES, objects):
         output = folder / source.stem
         subprocess.run([*GCC, own, *objects[len(SOURCES) :], "-o", output], check=True)
@@ -97,12 +99,12 @@ def guest(dom0: Process) -> Iterator[int]:
     dom0.destroy(domid)
 
 
-@pytest.mark.parametrize("op", ["close", "send"])
+@pytest.mark.parametrize("op", ["close", "send", "unmask", "bind_vcpu"])
 def test_the_ports_of_another_process(dom0: Process, other: Process, op: str) -> None:
-    """A process could close the ports of another process of its domain, and ring them: any daemon of Dom0
-    could cut xenstored off from its guests.
+    """A process could close the ports of another process of its domain, ring and change them: any daemon of
+    Dom0 could cut xenstored off from its guests.
     """
-    port = dom0.evtchn("bind_ipi", vcpu=0).port
+    port = dom0.evtchn("alloc_unbound", dom=SELF, remote_dom=0).port
     with pytest.raises(XenError) as error:
         other.evtchn(op, port=port)
     assert error.value.errno == lib.XEN_EPERM

@@ -99,6 +99,21 @@ def copy(
     return op.status
 
 
+def test_a_connection_with_many_maps_ends_in_pieces(machine: Machine, guest: Granter) -> None:
+    """All of them used to be swept at once, while everybody else waited."""
+    process = Process(machine)
+    guest.grant()
+    for _ in range(1000):
+        assert map_ref(process, guest.domid).status == lib.GNTST_okay
+    pieces = 1
+    while process.connection.end() == -lib.XEN_ERESTART:
+        assert guest.used() == READ | WRITE
+        pieces += 1
+    assert pieces == 4
+    assert guest.used() == 0
+    process.close()
+
+
 # --- map
 
 

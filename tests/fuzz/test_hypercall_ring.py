@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyper.guest import abi
@@ -50,11 +50,18 @@ def machine() -> Iterator[Machine]:
         yield machine
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=steps)
-def test_a_ring(machine: Machine, steps: list[tuple[str, int, bytes]]) -> None:
+@pytest.fixture(scope="module")
+def domid(machine: Machine) -> int:
+    with Process(machine) as dom0:
+        return dom0.create_process_domain()
+
+
+@settings(max_examples=60)
+@given(steps=steps, privileged=st.booleans())
+def test_a_ring(machine: Machine, domid: int, steps: list[tuple[str, int, bytes]], privileged: bool) -> None:
     before, threads = machine.statistics(), nr_threads()
-    with Process(machine) as other, open_ring(other) as ring, Process(machine) as hostile:
+    who = 0 if privileged else domid
+    with Process(machine) as other, open_ring(other) as ring, Process(machine, who) as hostile:
         page, bell = raw_ring(hostile)
         bell.setblocking(False)
         _, arena = hostile.buffer(8192)
