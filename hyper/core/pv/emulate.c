@@ -241,7 +241,11 @@ static bool bound(struct emulation *m)
 }
 
 /* The guest's virtual I/O privilege: ports answer as an empty bus does. */
-static bool io_allowed(struct emulation *m) { return m->v->pv.iopl >= (m->c->user_mode ? 3 : 1); }
+static bool io_allowed(struct emulation *m)
+{
+    uint64_t ring = m->c->user_mode ? 3 : pv_architectural_iopl(m->v) ? 0 : 1;
+    return m->v->pv.iopl >= ring;
+}
 
 static bool port_io(struct emulation *m)
 {

@@ -40,6 +40,7 @@ void pv_system_call(struct vcpu *v);    /* from user mode, or from 32-bit code *
 void pv_sysenter(struct vcpu *v);
 bool pv_deliver_events(struct vcpu *v); /* true: the upcall frame was made */
 void pv_set_mode(struct vcpu *v, bool user);
+bool pv_architectural_iopl(const struct vcpu *v);
 int64_t do_set_trap_table(struct vcpu *v, uint64_t traps);
 int64_t do_callback_op(struct vcpu *v, uint64_t cmd, uint64_t arg);
 int64_t do_set_callbacks(struct vcpu *v, uint64_t event, uint64_t failsafe, uint64_t syscall);

@@ -25,6 +25,12 @@ void pv_set_mode(struct vcpu *v, bool user)
     engine()->set_mode(v, user);
 }
 
+/* VMASST_TYPE_architectural_iopl: the virtual IOPL is that in the flags of frames, and the kernel counts as ring 0. */
+bool pv_architectural_iopl(const struct vcpu *v)
+{
+    return v->domain->vm_assist >> VMASST_TYPE_architectural_iopl & 1;
+}
+
 struct bounce { uint64_t address; bool has_error; uint32_t error; bool mask_events, with_segments; };
 
 static bool enter_kernel(struct vcpu *v, const struct bounce *b)
@@ -37,6 +43,8 @@ static bool enter_kernel(struct vcpu *v, const struct bounce *b)
     if (!from_user)
         cs &= ~3ull;
     rflags = (rflags & ~(uint64_t)(X86_IF | X86_IOPL)) | (mask ? 0 : X86_IF);
+    if (pv_architectural_iopl(v))
+        rflags |= v->pv.iopl << 12;
     frame[n++] = c->regs[RCX];
     frame[n++] = c->regs[R11];
     static const enum sreg data[] = {SREG_DS, SREG_ES, SREG_FS, SREG_GS};
@@ -187,6 +195,8 @@ int64_t do_iret(struct vcpu *v)
     c->rip = c->code ? (uint32_t)ic.rip : ic.rip;
     c->regs[RSP] = ic.rsp;
     cpu_set_rflags(c, ic.rflags);
+    if (pv_architectural_iopl(v))
+        v->pv.iopl = (ic.rflags & X86_IOPL) >> 12;
     if (ic.flags & VGCF_in_syscall) {
         c->regs[RCX] = ic.rip;
         c->regs[R11] = cpu_rflags(c);
