@@ -2,6 +2,10 @@
  * A loop between three parties: the switch (frames_fd), the responder in Python (responder_fd) and libslirp, which makes
  * sockets of the host out of what guests send. It runs in a process of its own, which has no guest's memory.
  *
+ * Each message of frames_fd is a frame behind a struct virtio_net_hdr. To the guests, segments of one TCP connection that
+ * follow each other are joined before they are sent: libslirp cuts by the guest's MSS, and 40 messages, packets and
+ * interrupts become one. What was joined is flushed when the connection's next segment doesn't fit and at each turn's end.
+ *
  * libslirp's own DHCP server is off; frames to a DHCP server's port or to the name server's go to the responder, and
  * without libslirp everything does. TCP packets longer than the MTU come in one piece, checksums complete: libslirp takes
  * them, and that is worth a factor of ten.
@@ -24,6 +28,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,6 +37,8 @@
 #define SEND_PATIENCE_MS 10
 #define CONFIG_VERSION 4
 #define MTU_MAX 65521
+#define ETHERNET 14u
+#define IP_HEADER 20u
 
 enum { POLL_IN = 1, POLL_OUT = 2, POLL_PRI = 4, POLL_ERR = 8, POLL_HUP = 16 };
 
@@ -84,6 +91,16 @@ struct library {
     const char *(*version)(void);
 };
 
+struct vnet_header { uint8_t flags, gso; uint16_t header_bytes, gso_size, checksum_start, checksum_offset; };
+enum { VNET_NEEDS_CHECKSUM = 1, VNET_CHECKSUM_VALID = 2, VNET_GSO_TCP4 = 1 };
+
+/* Segments being joined. */
+struct joined {
+    uint32_t bytes, header, next_seq, nr; /* header: Ethernet, IP and TCP together; bytes 0: none */
+    uint16_t mss;
+    uint8_t frame[MAX_FRAME];
+};
+
 struct nat {
     struct nat_config config;
     int frames_fd, responder_fd, wake_fd;
@@ -94,25 +111,135 @@ struct nat {
     void *slirp; /* NULL: no NAT */
     struct pollfd *poll;
     uint32_t nr_poll, max_poll;
-    uint8_t frame[MAX_FRAME + 1];
+    struct joined joined;
+    uint8_t message[sizeof(struct vnet_header) + MAX_FRAME + 1];
 };
 
 enum { FRAMES, RESPONDER, WAKE, FIRST_OF_SLIRP };
 
-/* ---- what libslirp calls ---------------------------------------------------------------------------------------- */
+/* ---- frames to the switch --------------------------------------------------------------------------------------- */
 
-static ssize_t send_frame(const void *frame, size_t bytes, void *opaque)
+static ssize_t send_message(struct nat *nat, struct vnet_header header, const void *frame, size_t bytes)
 {
-    struct nat *nat = opaque;
+    struct iovec iov[2] = {{&header, sizeof(header)}, {(void *)frame, bytes}};
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
     for (int i = 0; i < 2; i++) {
-        ssize_t sent = send(nat->frames_fd, frame, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (sent >= 0 || errno != EAGAIN)
-            return sent;
+        ssize_t sent = sendmsg(nat->frames_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent >= 0)
+            return (ssize_t)bytes;
+        if (errno != EAGAIN)
+            return -1;
         struct pollfd room = {nat->frames_fd, POLLOUT, 0};
         poll(&room, 1, SEND_PATIENCE_MS); /* else it is lost, as frames may be */
     }
     return -1;
 }
+
+/* ---- joining segments ------------------------------------------------------------------------------------------- */
+
+static uint16_t get16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
+static uint32_t get32(const uint8_t *p) { return (uint32_t)get16(p) << 16 | get16(p + 2); }
+static void put16(uint8_t *p, uint32_t v)
+{
+    p[0] = (uint8_t)(v >> 8);
+    p[1] = (uint8_t)v;
+}
+
+static uint16_t sum16(const uint8_t *p, uint32_t bytes, uint32_t sum)
+{
+    for (; bytes; bytes -= 2, p += 2)
+        sum += get16(p);
+    while (sum >> 16)
+        sum = (sum & 0xffff) + (sum >> 16);
+    return (uint16_t)sum;
+}
+
+/* The lengths and checksums of the whole; the TCP checksum is the pseudo header's, for whoever completes it. */
+static void seal(struct joined *j)
+{
+    uint8_t *ip = j->frame + ETHERNET, *tcp = ip + IP_HEADER;
+    uint32_t total = j->bytes - ETHERNET;
+    put16(ip + 2, total);
+    put16(ip + 10, 0);
+    put16(ip + 10, (uint16_t)~sum16(ip, IP_HEADER, 0));
+    put16(tcp + 16, sum16(ip + 12, 8, IPPROTO_TCP + total - IP_HEADER));
+}
+
+static void flush_joined(struct nat *nat)
+{
+    struct joined *j = &nat->joined;
+    struct vnet_header header = {.flags = VNET_CHECKSUM_VALID};
+    if (!j->bytes)
+        return;
+    if (j->nr > 1) {
+        seal(j);
+        header = (struct vnet_header){VNET_NEEDS_CHECKSUM, VNET_GSO_TCP4, (uint16_t)j->header, j->mss,
+                                      ETHERNET + IP_HEADER, 16};
+    }
+    send_message(nat, header, j->frame, j->bytes);
+    j->bytes = 0;
+}
+
+/* Bytes of headers of a TCP segment with data and no flags that matter; 0: not one to join. */
+static uint32_t joinable(const uint8_t *frame, size_t bytes)
+{
+    enum { ACK = 0x10, PSH = 8 };
+    const uint8_t *ip = frame + ETHERNET, *tcp = ip + IP_HEADER;
+    if (bytes < ETHERNET + IP_HEADER + 20 || get16(frame + 12) != 0x0800 || ip[0] != 0x45 || ip[9] != IPPROTO_TCP)
+        return 0;
+    uint32_t header = ETHERNET + IP_HEADER + (tcp[12] >> 4) * 4u;
+    if ((tcp[13] & ~PSH) != ACK || get16(ip + 2) + ETHERNET != bytes || header >= bytes)
+        return 0;
+    return header;
+}
+
+/* Whether the segment goes on where the joined ones end: the same connection, acknowledgement, window and options. */
+static bool follows(const struct joined *j, const uint8_t *frame, size_t bytes, uint32_t header)
+{
+    const uint32_t tcp = ETHERNET + IP_HEADER;
+    if (!j->bytes || header != j->header || j->bytes + bytes - header > MAX_FRAME || bytes - header > j->mss)
+        return false;
+    return get32(frame + tcp + 4) == j->next_seq && !memcmp(frame, j->frame, ETHERNET) &&
+           !memcmp(frame + ETHERNET + 12, j->frame + ETHERNET + 12, 12) &&
+           !memcmp(frame + tcp + 8, j->frame + tcp + 8, 4) && !memcmp(frame + tcp + 14, j->frame + tcp + 14, 2) &&
+           !memcmp(frame + tcp + 20, j->frame + tcp + 20, header - tcp - 20);
+}
+
+static void join(struct nat *nat, const uint8_t *frame, uint32_t bytes, uint32_t header)
+{
+    struct joined *j = &nat->joined;
+    uint32_t data = bytes - header;
+    if (follows(j, frame, bytes, header)) {
+        memcpy(j->frame + j->bytes, frame + header, data);
+        j->frame[ETHERNET + IP_HEADER + 13] |= frame[ETHERNET + IP_HEADER + 13];
+        j->bytes += data;
+        j->nr++;
+    } else {
+        flush_joined(nat);
+        memcpy(j->frame, frame, bytes);
+        j->bytes = bytes;
+        j->header = header;
+        j->mss = (uint16_t)data;
+        j->nr = 1;
+    }
+    j->next_seq = get32(frame + ETHERNET + IP_HEADER + 4) + data;
+    if (data < j->mss) /* only the last one may be short */
+        flush_joined(nat);
+}
+
+static ssize_t send_frame(const void *frame, size_t bytes, void *opaque)
+{
+    struct nat *nat = opaque;
+    uint32_t header = joinable(frame, bytes);
+    if (header) {
+        join(nat, frame, (uint32_t)bytes, header);
+        return (ssize_t)bytes;
+    }
+    flush_joined(nat);
+    return send_message(nat, (struct vnet_header){.flags = VNET_CHECKSUM_VALID}, frame, bytes);
+}
+
+/* ---- what else libslirp calls ----------------------------------------------------------------------------------- */
 
 static void guest_error(const char *text, void *opaque) { (void)text, (void)opaque; }
 
@@ -223,23 +350,25 @@ static bool is_for_responder(const struct nat *nat, const uint8_t *frame, size_t
 /* False: there is none, or the switch has hung up. */
 static bool take_frame(struct nat *nat)
 {
-    ssize_t n = recv(nat->frames_fd, nat->frame, sizeof(nat->frame), MSG_DONTWAIT);
+    ssize_t n = recv(nat->frames_fd, nat->message, sizeof(nat->message), MSG_DONTWAIT);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         atomic_store(&nat->stopping, true);
-    if (n <= 0 || n > MAX_FRAME)
+    ssize_t bytes = n - (ssize_t)sizeof(struct vnet_header);
+    if (n <= 0 || bytes <= 0 || bytes > MAX_FRAME)
         return n > 0;
-    if (is_for_responder(nat, nat->frame, (size_t)n))
-        send(nat->responder_fd, nat->frame, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const uint8_t *frame = nat->message + sizeof(struct vnet_header);
+    if (is_for_responder(nat, frame, (size_t)bytes))
+        send(nat->responder_fd, frame, (size_t)bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     else
-        nat->lib.input(nat->slirp, nat->frame, (int)n);
+        nat->lib.input(nat->slirp, frame, (int)bytes);
     return true;
 }
 
 static void take_answers(struct nat *nat)
 {
-    ssize_t n = recv(nat->responder_fd, nat->frame, sizeof(nat->frame), MSG_DONTWAIT);
+    ssize_t n = recv(nat->responder_fd, nat->message, sizeof(nat->message), MSG_DONTWAIT);
     if (n > 0)
-        send_frame(nat->frame, (size_t)n, nat);
+        send_frame(nat->message, (size_t)n, nat);
     else if (n == 0)
         atomic_store(&nat->stopping, true);
 }
@@ -294,6 +423,7 @@ static void turn(struct nat *nat)
         take_answers(nat);
     for (int i = 0; n > 0 && nat->poll[FRAMES].revents && i < FRAMES_AT_ONCE && take_frame(nat); i++)
         ;
+    flush_joined(nat);
 }
 
 int nat_run(nat_t *nat)

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 1.0
 _BUFFER_BYTES = 1 << 20
-_TUNSETIFF, _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x400454CA, 0x8913, 0x8914
-_IFF_TAP, _IFF_NO_PI, _IFF_UP = 0x0002, 0x1000, 0x1
+_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+_OFFLOADS = 0x01 | 0x02 | 0x04  # TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_UP = 0x0002, 0x1000, 0x4000, 0x1
 _VDE_MAGIC, _VDE_VERSION, _VDE_NEW = 0xFEEDFACE, 3, 0
 
 
@@ -297,14 +299,16 @@ async def _tap(run: RunningUplink) -> None:
             f"no TAP here: /dev/net/tun: {error.strerror}; user-mode uplinks need none"
         ) from error
     try:
-        request = struct.pack("16sH22x", wanted.encode(), _IFF_TAP | _IFF_NO_PI)
+        request = struct.pack("16sH22x", wanted.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
         name = fcntl.ioctl(fd, _TUNSETIFF, request)[:16].rstrip(b"\0").decode()
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, _OFFLOADS)
         _bring_up(name)
     except OSError as error:
         os.close(fd)
         hint = "it takes CAP_NET_ADMIN, or a TAP made for this user by `ip tuntap add mode tap user ...`"
         raise UplinkError(f"no TAP {wanted}: {error.strerror}; {hint}") from error
-    with run.port(binding.DATAGRAM, fd) as port:
+    caps = binding.VNET | binding.CSUM4 | binding.CSUM6 | binding.TSO4 | binding.TSO6
+    with run.port(binding.DATAGRAM, fd, caps=caps) as port:
         run.works(f"interface {name}")
         await port.wait_error()
 
@@ -322,7 +326,7 @@ def _bring_up(name: str) -> None:
 async def _user(run: RunningUplink) -> None:
     async with user_net() as (process, child):
         await process.start(user_network(run.uplink.options))
-        caps = binding.BIG if process.nat else 0
+        caps = binding.VNET | (binding.BIG if process.nat else 0)
         with run.port(binding.DATAGRAM, process.take_frames(), caps=caps) as port:
             run.user = process
             try:

@@ -1,8 +1,8 @@
 /*
  * Ports on file descriptors.
  *
- * In: a burst of frames a turn. A datagram is read into pages directly, as far as the first pages reach, the rest by way of
- * a buffer, because most frames are short. A stream is read into a buffer and cut at its length fields; a length over
+ * In: a burst of frames a turn. A datagram is read into pages directly: into one, and the rest of a long one by way of a
+ * buffer, until there is a long one; then into as many as the longest takes, until a burst has none. A stream is read into a buffer and cut at its length fields; a length over
  * VS_MAX_FRAME or under an Ethernet header can only mean that the peer is out of step, and ends the port.
  *
  * Out: a bounded queue, flushed once a turn with as few system calls as there may be. What does not fit is dropped at the
@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "offload.h"
 #include "switch.h"
 
 #define BURST 64
@@ -25,6 +26,11 @@
 #define QUEUE_PAGES 1024u
 #define LENGTH_BYTES 4u
 #define STREAM_BUFFER (256u << 10)
+#define LONG_PAGES 17u
+
+/* In front of each datagram of a VS_VNET port, as Linux' TAP and virtio have it. */
+struct vnet_header { uint8_t flags, gso; uint16_t header_bytes, gso_size, checksum_start, checksum_offset; };
+enum { VNET_NEEDS_CHECKSUM = 1, VNET_CHECKSUM_VALID = 2, VNET_GSO_TCP4 = 1, VNET_GSO_TCP6 = 4, VNET_GSO_ECN = 0x80 };
 
 struct fd_port {
     struct port port;
@@ -32,7 +38,8 @@ struct fd_port {
     struct flush flush;
     uint32_t kind;
     int fd, send_fd;
-    bool is_socket, full; /* full: the descriptor takes no more for now */
+    bool is_socket, vnet, full; /* full: the descriptor takes no more for now */
+    bool long_frames, saw_long;
     struct sockaddr_storage self; /* of send_fd: what comes from there is our own */
     struct packet *queue[QUEUE];
     uint32_t head, tail, pages, sent; /* sent: bytes of the first packet that are out already; streams only */
@@ -128,11 +135,37 @@ static int stream_flush(struct fd_port *fp)
     return 0;
 }
 
+/* What the receiver has to do to the frame. */
+static struct vnet_header describe(const struct fd_port *fp, const struct packet *p, bool tagged)
+{
+    struct vnet_header v = {.flags = p->checksum == CHECKSUM_VERIFIED ? VNET_CHECKSUM_VALID : 0};
+    struct headers h;
+    if (p->checksum != CHECKSUM_PARTIAL || !parse_headers(&switch_of(fp)->pool, p, &h))
+        return v;
+    uint16_t tag = tagged ? VLAN_TAG : 0;
+    v.flags = VNET_NEEDS_CHECKSUM;
+    v.checksum_start = (uint16_t)(h.transport + tag);
+    v.checksum_offset = (uint16_t)(h.checksum - h.transport);
+    if (p->gso) {
+        v.gso = p->gso == GSO_TCP4 ? VNET_GSO_TCP4 : VNET_GSO_TCP6;
+        v.gso_size = p->gso_size;
+        v.header_bytes = (uint16_t)(h.payload + tag);
+    }
+    return v;
+}
+
 static int datagram_flush(struct fd_port *fp)
 {
-    struct iovec iov[PACKET_MAX_PIECES];
+    struct iovec iov[PACKET_MAX_PIECES + 1];
     struct packet *p = fp->queue[fp->head % QUEUE];
-    uint32_t n = packet_iovec(&switch_of(fp)->pool, p, port_sends_tagged(&fp->port, p), iov);
+    bool tagged = port_sends_tagged(&fp->port, p);
+    struct vnet_header v;
+    uint32_t n = 0;
+    if (fp->vnet) {
+        v = describe(fp, p, tagged);
+        iov[n++] = (struct iovec){&v, sizeof(v)};
+    }
+    n += packet_iovec(&switch_of(fp)->pool, p, tagged, &iov[n]);
     struct msghdr message = {.msg_iov = iov, .msg_iovlen = n};
     ssize_t sent = fp->is_socket ? sendmsg(fp->send_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
                                  : writev(fp->send_fd, iov, (int)n);
@@ -235,17 +268,69 @@ static bool is_own(const struct fd_port *fp, const struct sockaddr_storage *from
            (b->sin_addr.s_addr == INADDR_ANY || a->sin_addr.s_addr == b->sin_addr.s_addr);
 }
 
-static ssize_t read_message(struct fd_port *fp, struct iovec *iov, struct sockaddr_storage *from)
+static ssize_t read_message(struct fd_port *fp, struct iovec *iov, uint32_t n, struct sockaddr_storage *from)
 {
     if (!fp->is_socket)
-        return readv(fp->fd, iov, 2);
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
+        return readv(fp->fd, iov, (int)n);
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = n};
     if (fp->kind == VS_MULTICAST) {
         message.msg_name = from;
         message.msg_namelen = sizeof(*from);
     }
-    ssize_t n = recvmsg(fp->fd, &message, MSG_DONTWAIT);
-    return n >= 0 && (message.msg_flags & MSG_TRUNC) ? (ssize_t)VS_MAX_FRAME + 1 : n;
+    ssize_t bytes = recvmsg(fp->fd, &message, MSG_DONTWAIT);
+    return bytes >= 0 && (message.msg_flags & MSG_TRUNC) ? (ssize_t)STREAM_BUFFER : bytes;
+}
+
+/* Where a frame is read to: pages of the packet, then the buffer. Returns how many pieces. */
+static uint32_t prepare_read(struct fd_port *fp, struct packet *p, struct iovec *iov)
+{
+    struct pool *pool = &switch_of(fp)->pool;
+    uint32_t n = 0, pages = fp->long_frames ? LONG_PAGES : 1, at;
+    for (uint32_t i = 0; i < pages; i++) {
+        uint32_t room = packet_extend(pool, p, PACKET_PAGE, false, &at);
+        if (!room)
+            break;
+        iov[n++] = (struct iovec){pool_at(pool, at), room};
+    }
+    if (n)
+        iov[n++] = (struct iovec){fp->buffer, STREAM_BUFFER};
+    return n;
+}
+
+/* A datagram socket that was hung up, as opposed to an empty datagram. */
+static void check_hang_up(struct fd_port *fp)
+{
+    int type;
+    socklen_t size = sizeof(type);
+    if (fp->is_socket && !getsockopt(fp->fd, SOL_SOCKET, SO_TYPE, &type, &size) && type == SOCK_SEQPACKET)
+        port_fail(&fp->port, EPIPE);
+}
+
+/* What `bytes` of a frame have come: the packet's length put right. False: it can't be one. */
+static bool accept_bytes(struct fd_port *fp, struct packet *p, const struct vnet_header *v, uint32_t bytes)
+{
+    struct pool *pool = &switch_of(fp)->pool;
+    uint32_t direct = p->bytes;
+    if (bytes < ETH_HEADER || bytes > VS_MAX_FRAME) {
+        fp->port.count.rx_dropped_malformed++;
+        return false;
+    }
+    packet_trim(pool, p, bytes < direct ? bytes : direct);
+    if (bytes > direct && !packet_append(pool, p, fp->buffer, bytes - direct)) {
+        fp->port.count.rx_dropped_no_memory++;
+        return false;
+    }
+    fp->saw_long |= bytes > PACKET_PAGE;
+    if (!fp->vnet)
+        return true;
+    uint8_t gso = v->gso & (uint8_t)~VNET_GSO_ECN;
+    p->checksum = v->flags & VNET_NEEDS_CHECKSUM  ? CHECKSUM_PARTIAL
+                  : v->flags & VNET_CHECKSUM_VALID ? CHECKSUM_VERIFIED
+                                                   : CHECKSUM_COMPLETE;
+    p->gso = gso == VNET_GSO_TCP4 ? GSO_TCP4 : gso == VNET_GSO_TCP6 ? GSO_TCP6 : GSO_NONE;
+    p->gso_size = v->gso_size;
+    fp->port.count.rx_dropped_malformed += gso && !p->gso;
+    return !gso || p->gso;
 }
 
 /* One frame. False: there is none, or it could not be read. */
@@ -253,38 +338,34 @@ static bool datagram_read(struct fd_port *fp)
 {
     struct pool *pool = &switch_of(fp)->pool;
     struct sockaddr_storage from = {0};
-    uint32_t at;
+    struct vnet_header v = {0};
+    struct iovec iov[LONG_PAGES + 2] = {{&v, sizeof(v)}};
     struct packet *p = packet_alloc(pool);
-    uint32_t room = p ? packet_extend(pool, p, PACKET_PAGE, false, &at) : 0;
-    if (!room) {
-        if (p)
-            packet_put(pool, p);
-        fp->port.count.rx_dropped_no_memory++;
-        struct iovec nowhere[2] = {{fp->buffer, STREAM_BUFFER}};
-        return read_message(fp, nowhere, &from) > 0;
-    }
-    struct iovec iov[2] = {{pool_at(pool, at), room}, {fp->buffer, VS_MAX_FRAME - room}};
-    ssize_t n = read_message(fp, iov, &from);
-    bool ok = n > 0 && n <= VS_MAX_FRAME && !is_own(fp, &from);
-    if (n < 0 && !is_transient(errno) && !(fp->kind != VS_STREAM && is_peer_away(errno)))
+    uint32_t skip = fp->vnet ? 1 : 0, n = p ? prepare_read(fp, p, iov + skip) : 0;
+    bool no_room = !n;
+    if (no_room)
+        iov[skip + n++] = (struct iovec){fp->buffer, STREAM_BUFFER}; /* read and lost */
+    ssize_t got = read_message(fp, iov, n + skip, &from);
+    if (got < 0 && !is_transient(errno) && !is_peer_away(errno))
         port_fail(&fp->port, errno);
-    if (n == 0 && fp->is_socket && !is_own(fp, &from)) {
-        int type;
-        socklen_t size = sizeof(type);
-        if (!getsockopt(fp->fd, SOL_SOCKET, SO_TYPE, &type, &size) && type == SOCK_SEQPACKET)
-            port_fail(&fp->port, EPIPE);
-    }
-    if (ok) {
-        uint32_t first = n < room ? (uint32_t)n : room;
-        p->span[0].bytes = p->bytes = first;
-        ok = packet_append(pool, p, fp->buffer, (uint32_t)n - first);
-        fp->port.count.rx_dropped_no_memory += !ok;
-    }
-    if (ok)
+    if (got == 0)
+        check_hang_up(fp);
+    uint32_t bytes = got > 0 && got >= (ssize_t)(skip * sizeof(v)) ? (uint32_t)(got - (ssize_t)(skip * sizeof(v))) : 0;
+    fp->port.count.rx_dropped_no_memory += no_room && got > 0;
+    if (got > 0 && !no_room && !is_own(fp, &from) && accept_bytes(fp, p, &v, bytes))
         enter(fp, p);
-    else
+    else if (p)
         packet_put(pool, p);
-    return n > 0;
+    return got > 0;
+}
+
+static void read_burst(struct fd_port *fp)
+{
+    fp->saw_long = false;
+    int i = 0;
+    while (i < BURST && reads(fp) && datagram_read(fp))
+        i++;
+    fp->long_frames = fp->saw_long;
 }
 
 static void ready(struct source *s, uint32_t events)
@@ -303,8 +384,7 @@ static void ready(struct source *s, uint32_t events)
             stream_read(fp);
         return;
     }
-    for (int i = 0; i < BURST && reads(fp) && datagram_read(fp); i++)
-        ;
+    read_burst(fp);
     if ((events & (EPOLLERR | EPOLLHUP)) && !fp->is_socket)
         port_fail(&fp->port, EIO);
 }
@@ -376,13 +456,14 @@ static int prepare(struct fd_port *fp)
 
 int vs_port_create(vs_network_t *net, uint32_t kind, int fd, int send_fd, uint32_t caps, vs_port_t **out)
 {
-    if (kind < VS_STREAM || kind > VS_MULTICAST || fd < 0)
+    if (kind < VS_STREAM || kind > VS_MULTICAST || fd < 0 || ((caps & VS_VNET) && kind != VS_DATAGRAM))
         return -EINVAL;
     struct fd_port *fp = calloc(1, sizeof(*fp));
     if (!fp)
         return -ENOMEM;
     fp->buffer = malloc(STREAM_BUFFER);
     fp->kind = kind;
+    fp->vnet = caps & VS_VNET;
     fp->fd = fd;
     fp->send_fd = send_fd < 0 ? fd : send_fd;
     fp->in = (struct source){.ready = ready, .wake = wake};

@@ -91,6 +91,20 @@ uint32_t packet_extend(struct pool *pool, struct packet *p, uint32_t bytes, bool
     return n;
 }
 
+void packet_trim(struct pool *pool, struct packet *p, uint32_t bytes)
+{
+    p->bytes = bytes;
+    for (uint32_t i = 0; i < p->nr_spans; i++) {
+        struct span *s = &p->span[i];
+        s->bytes = s->bytes < bytes ? s->bytes : bytes;
+        bytes -= s->bytes;
+        if (!s->bytes)
+            pool->free_page[pool->nr_free++] = s->at / PACKET_PAGE;
+    }
+    while (p->nr_spans && !p->span[p->nr_spans - 1].bytes)
+        p->nr_spans--;
+}
+
 bool packet_append(struct pool *pool, struct packet *p, const void *from, uint32_t bytes)
 {
     const uint8_t *data = from;

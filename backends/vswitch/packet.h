@@ -59,6 +59,8 @@ static inline void packet_get(struct packet *p) { p->refs++; }
  * `whole`, a new page rather than a part of the last one, unless the header is not complete yet.
  */
 uint32_t packet_extend(struct pool *pool, struct packet *p, uint32_t bytes, bool whole, uint32_t *at);
+/* Cuts off all after the first `bytes`, pages included. */
+void packet_trim(struct pool *pool, struct packet *p, uint32_t bytes);
 /* Copies in at the end; false: no room. */
 bool packet_append(struct pool *pool, struct packet *p, const void *from, uint32_t bytes);
 /* Copies out; the bytes must be there. */

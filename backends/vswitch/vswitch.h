@@ -45,7 +45,8 @@ enum vs_caps {
     VS_CSUM6 = 2,  /* and of IPv6 */
     VS_TSO4 = 4,   /* takes TCP packets over the MTU, of IPv4, to be segmented by it */
     VS_TSO6 = 8,
-    VS_BIG = 16    /* takes TCP packets over the MTU as frames with a complete checksum */
+    VS_BIG = 16,   /* takes TCP packets over the MTU as frames with a complete checksum */
+    VS_VNET = 32   /* each datagram has a struct virtio_net_hdr in front, both ways: TAP with offloads, the NAT's process */
 };
 /* The descriptors become the port's from success on, and non-blocking. */
 int vs_port_create(vs_network_t *net, uint32_t kind, int fd, int send_fd, uint32_t caps, vs_port_t **out);
