@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyper.binding import CoreConfig
+from hyper.guest import abi
 from hyper.machine import Machine
 from hyper.public import wire
 from hyper.public.packets import as_packet_socket, close_fds, receive_packet, send_packet
 from hyper.server import Server, listen
 from tests.conftest import open_fds
 from tests.fake_core import FAILS, FakeCore
+from tests.process_kit import process_host
 
 OPS = ["hello", "arena", "hypercall", "port", "fd_put", "fd_get", "fd_del", "statistics",
        "ring", "make_arena", "adopt", "bank"]  # fmt: skip
@@ -100,6 +102,33 @@ async def _talk(conversations: list[tuple[bool, list[tuple[bytes, int]]]]) -> No
         assert open_fds() == before
         assert machine.statistics()["nr_conns"] == 0
         os.close(spare)
+
+
+@settings(max_examples=15)
+@given(frames=st.lists(packets.filter(len), max_size=10))
+def test_process_domain(frames: list[bytes]) -> None:
+    """The same of a process DomU, whose frames mean something: its connection at most is ended."""
+    trio.run(_talk_as_domain, frames)
+
+
+async def _talk_as_domain(frames: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder, trio.fail_after(20):
+        async with process_host(Path(folder) / "control") as host:
+            _, sock = await host.create(64)
+            sock.setblocking(False)
+            with sock:
+                await _exchange(sock, wire.encode_request(wire.Hello(1)))
+                for packet in frames:
+                    if "error" in await _exchange(sock, packet):
+                        break
+            assert await host.hyp.hypercall(abi.nr.xen_version, 0, 0) == 4 << 16 | 17
+
+
+async def _exchange(sock: socket.socket, packet: bytes) -> dict[str, object]:
+    await send_packet(sock, packet)
+    answer, answer_fds = await receive_packet(sock)
+    close_fds(answer_fds)
+    return wire.decode_reply(answer)
 
 
 async def _converse(path: Path, greets: bool, frames: list[tuple[bytes, list[int]]]) -> None:
