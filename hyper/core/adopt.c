@@ -121,6 +121,14 @@ static int build_process(struct domain *old, uint64_t bank_bytes, struct domain 
 
 /* ---- taking the place ------------------------------------------------------------------------------------------- */
 
+static bool id_is_free(struct hv *hv, uint16_t id)
+{
+    lock(&hv->domlist_lock);
+    bool is_free = !hv->domain[id];
+    unlock(&hv->domlist_lock);
+    return is_free;
+}
+
 /* The old domain goes with its last reference: ours, unless somebody has just looked it up. */
 static bool remove_old(struct domain *old)
 {
@@ -130,9 +138,9 @@ static bool remove_old(struct domain *old)
     while (domain_kill(old) == -XEN_ERESTART)
         ;
     put_domain(old);
-    for (int i = 0; i < WAIT_TRIES && __atomic_load_n(&hv->domain[id], __ATOMIC_ACQUIRE); i++)
+    for (int i = 0; i < WAIT_TRIES && !id_is_free(hv, id); i++)
         nanosleep(&(struct timespec){.tv_nsec = WAIT_NS}, NULL);
-    return !__atomic_load_n(&hv->domain[id], __ATOMIC_ACQUIRE);
+    return id_is_free(hv, id);
 }
 
 /* Takes over the reference of `old`. */
