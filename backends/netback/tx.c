@@ -144,7 +144,7 @@ static bool change_multicast(struct vif *vif, const struct request *r)
     const uint8_t *mac = r->has_add ? r->add.u.mcast.addr : r->del.u.mcast.addr;
     int at = find_multicast(vif, mac);
     if (r->has_del && at >= 0)
-        memcpy(vif->multicast[at], vif->multicast[--vif->nr_multicast], 6);
+        memmove(vif->multicast[at], vif->multicast[--vif->nr_multicast], 6);
     if (r->has_del || at >= 0)
         return true;
     if (vif->nr_multicast == NB_MAX_MULTICAST)
