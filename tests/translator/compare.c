@@ -159,7 +159,9 @@ void note_undefined(const struct cpu_image *n)
 {
     struct insn i;
     decode_here(&i, n);
-    here.undefined = (here.undefined & ~i.flags_kill) | undefined_flags(&i);
+    uint16_t kill = i.kind == INSN_STRING && n->regs[RCX] ? i.flags_touch : i.flags_kill;
+    here.partial = i.kind == INSN_STRING ? i.flags_touch : 0;
+    here.undefined = (here.undefined & ~kill) | undefined_flags(&i);
 }
 
 /* A branch to an address that isn't canonical: Intel's CPUs fault at the branch, AMD's and the translator after it. */

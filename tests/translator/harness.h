@@ -59,6 +59,7 @@ struct here {
     const struct program *program;
     unsigned index, run, event;
     enum mode mode;
+    uint16_t partial;   /* of those, what a string instruction leaves undefined between two elements */
     uint16_t undefined; /* status flags that no instruction has defined since one left them undefined */
 };
 extern __thread struct here here;

@@ -72,7 +72,10 @@ static bool lockstep(struct cpu_image *n)
     for (here.event = 0; here.event < limit; here.event++) {
         if (n->rflags & X86_TF)
             note_undefined(n);
+        uint64_t before = n->rip;
         native_step(n, &ne, here.program);
+        if (ne.vector == VECTOR_DEBUG && n->rip == before) /* between two elements of a string instruction */
+            here.undefined |= here.partial;
         guest_run(&g, &ge);
         totals.events++;
         if (options.verbose)

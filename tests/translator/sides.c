@@ -193,14 +193,9 @@ void guest_run(struct cpu_image *c, struct event *e)
     }
 }
 
-/* With --trace the CPU stops after each element of a string instruction, the translator after all of them. */
 void native_step(struct cpu_image *c, struct event *e, const struct program *p)
 {
-    uint64_t before;
-    do {
-        before = c->rip;
-        native_run(c, e);
-    } while (e->vector == VECTOR_DEBUG && c->rip == before);
+    native_run(c, e);
     if (e->vector == VECTOR_INVALID && c->rip == CODE_START + p->end)
         e->vector = EVENT_END;
 }

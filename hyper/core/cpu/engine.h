@@ -47,6 +47,8 @@ struct cpu_state {
     uint16_t sreg[NR_SREGS];
     uint64_t descriptor[NR_SREGS]; /* what the selectors named when they were loaded; 0: nothing. See cpu/segment.h */
     uint64_t code;        /* CODE_*, from the descriptors */
+    uint64_t debug;       /* of EXIT_DEBUG: bits for DR6 */
+    bool resume;          /* RF: no breakpoint at the next instruction */
 };
 
 /* Not 64-bit code: 32-bit addresses and operands, and segments that mean something. */
@@ -57,15 +59,19 @@ struct cpu_state {
 #define CODE_CHECKED_GS 8u
 
 #define FAULT_NOT_CANONICAL (~0ull - 1) /* #GP instead */
+#define FAULT_WATCHED (~0ull - 4)       /* inside the engine only: a watched operand, outside a single step */
 #define FAULT_SEGMENT (~0ull - 2)       /* refused by a segment of 32-bit code: #GP(0) */
 #define FAULT_STACK_SEGMENT (~0ull - 3) /* #SS(0) */
 #define FAULT_CODE_FRAME (~0ull)        /* inside the engine only: a store to a frame with translated code */
+
+#define DEBUG_STEP 0x4000u /* BS of DR6 */
 
 static inline bool is_canonical(uint64_t vaddr) { return (uint64_t)((int64_t)(vaddr << 16) >> 16) == vaddr; }
 
 static inline uint64_t cpu_rflags(const struct cpu_state *c)
 {
-    return ((c->status >> 8) & 0xd5) | ((c->status & 1) << 11) | (c->direction << 10) | c->other_flags | X86_IF | 2;
+    return ((c->status >> 8) & 0xd5) | ((c->status & 1) << 11) | (c->direction << 10) | c->other_flags | X86_IF | 2 |
+           (c->resume ? X86_RF : 0);
 }
 static inline void cpu_set_rflags(struct cpu_state *c, uint64_t rflags)
 {
@@ -82,7 +88,7 @@ enum engine_exit {
     EXIT_PRIVILEGED,  /* an instruction that CPL 3 may not do, or whose meaning is the hypervisor's: decode at rip */
     EXIT_INVALID,     /* #UD */
     EXIT_DIVIDE,      /* #DE */
-    EXIT_DEBUG,       /* #DB after a single step */
+    EXIT_DEBUG,       /* #DB: after a single step or a watched access, or at a breakpoint: cpu_state.debug */
     EXIT_NO_DEVICE,   /* #NM */
     EXIT_GP,          /* #GP(0) */
     EXIT_STACK,       /* #SS(0): non-canonical address through rsp or rbp */
@@ -122,6 +128,7 @@ struct engine_ops {
     bool (*retry_page_table_write)(struct vcpu *v);
     void (*set_mode)(struct vcpu *v, bool user);
     void (*set_fpu_disabled)(struct vcpu *v, bool ts); /* CR0.TS */
+    void (*set_debug)(struct vcpu *v, const uint64_t debugreg[8]); /* curr's own; breakpoints as DR7 enables them */
     /* Page-table roots changed (curr's own, domain lock not needed): gfn of the L4 per mode. */
     void (*set_cr3)(struct vcpu *v, bool user, uint64_t l4_gfn);
     /* Other vCPUs are quiesced by the engine when it must; domain lock held by the caller. NULL v: every vCPU of d. */

@@ -101,6 +101,9 @@ int pv_set_context(struct vcpu *v, const struct vcpu_guest_context *c)
     v->pv.kernel_sp = c->kernel_sp;
     v->pv.ldt_base = c->ldt_base;
     v->pv.ldt_entries = c->ldt_ents;
+    for (unsigned k = 0; k < 4; k++)
+        do_set_debugreg(v, k, c->debugreg[k]);
+    do_set_debugreg(v, 7, c->debugreg[7]);
     if (c->ctrlreg[4])
         v->pv.cr4 = c->ctrlreg[4] & 0x7ff;
     v->cpu->fs_base = c->fs_base;

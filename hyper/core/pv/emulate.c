@@ -6,7 +6,7 @@
 #include "hypercall.h"
 #include "machine.h"
 
-enum { OVERFLOW = 4, BOUND = 5, UD = 6, SS = 12, GP = 13 };
+enum { DEBUG = 1, OVERFLOW = 4, BOUND = 5, UD = 6, SS = 12, GP = 13 };
 
 /* One emulation. Every step may fail with an exception, after which nothing else happens. */
 struct emulation {
@@ -14,6 +14,7 @@ struct emulation {
     struct cpu_state *c;
     struct insn insn;
     uint64_t next;
+    bool resume; /* RF for the next instruction */
 };
 
 static bool raise_gp(struct emulation *m, uint32_t error)
@@ -169,6 +170,7 @@ static bool native_iret(struct emulation *m)
         m->c->regs[RSP] = f[3];
     }
     cpu_set_rflags(m->c, bytes == 2 ? (cpu_rflags(m->c) & ~0xffffull) | f[2] : f[2]);
+    m->resume = f[2] & X86_RF;
     return true;
 }
 
@@ -515,14 +517,32 @@ static bool decode_at_rip(struct emulation *m)
     return got >= m->insn.length;
 }
 
+/* The instruction is done; `step`: TF was set before it. */
+static void retire(struct emulation *m, bool step)
+{
+    m->c->rip = m->next;
+    m->c->resume = m->resume;
+    if (!step)
+        return;
+    m->v->pv.debugreg[6] |= DEBUG_STEP;
+    pv_inject_exception(m->v, DEBUG, false, 0);
+}
+
+/* After a load of SS, the CPU takes no trap before the next instruction is done as well. */
+static bool loads_stack_segment(const struct insn *i)
+{
+    return i->map ? i->opcode == 0xb2 : i->opcode == 0x17 || (i->opcode == 0x8e && (i->reg & 7) == SREG_SS);
+}
+
 void pv_emulate_privileged(struct vcpu *v)
 {
     struct emulation m = {.v = v, .c = v->cpu};
+    bool step = v->cpu->other_flags & X86_TF;
     /* Another vCPU may have rewritten the instruction since it was translated: run what is there now. */
     if (!decode_at_rip(&m) || (m.insn.kind != INSN_PRIVILEGED && m.insn.kind != INSN_IRET))
         return;
     if (m.insn.map ? emulate_two_byte(&m) : emulate_one_byte(&m))
-        v->cpu->rip = m.next;
+        retire(&m, step && !loads_stack_segment(&m.insn));
 }
 
 /* ud2 followed by "xen": the guest asks for the next instruction to be emulated, to see Xen's CPUID. */
@@ -537,9 +557,9 @@ void pv_invalid_opcode(struct vcpu *v)
     if (i.kind != INSN_INVALID)
         return;
     if (got >= 7 && !memcmp(bytes, forced_emulation, 5) && bytes[5] == 0x0f && bytes[6] == 0xa2) {
-        struct emulation m = {.v = v, .c = v->cpu};
-        cpuid(&m);
-        v->cpu->rip += 7;
+        struct emulation m = {.v = v, .c = v->cpu, .next = v->cpu->rip + 7};
+        if (cpuid(&m))
+            retire(&m, v->cpu->other_flags & X86_TF);
         return;
     }
     pv_inject_exception(v, UD, false, 0);

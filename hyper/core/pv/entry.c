@@ -70,7 +70,7 @@ static void handle_exit(struct vcpu *v, enum engine_exit why)
     case EXIT_INVALID: pv_invalid_opcode(v); break;
     case EXIT_DIVIDE: pv_inject_exception(v, 0, false, 0); break;
     case EXIT_DEBUG:
-        v->pv.debugreg[6] |= 0x4000; /* BS */
+        v->pv.debugreg[6] |= v->cpu->debug;
         pv_inject_exception(v, 1, false, 0);
         break;
     case EXIT_NO_DEVICE:

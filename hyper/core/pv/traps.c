@@ -69,6 +69,7 @@ static bool enter_kernel(struct vcpu *v, const struct bounce *b)
     c->rip = b->address;
     cpu_set_flat(c, FLAT_KERNEL_CS, DESC_FLAT_CODE64, FLAT_KERNEL_SS);
     c->other_flags &= ~(uint64_t)(X86_TF | X86_NT | X86_AC);
+    c->resume = false;
     if (b->mask_events)
         v->vcpu_info->evtchn_upcall_mask = 1;
     return true;
@@ -197,6 +198,7 @@ int64_t do_iret(struct vcpu *v)
     cpu_set_rflags(c, ic.rflags);
     if (pv_architectural_iopl(v))
         v->pv.iopl = (ic.rflags & X86_IOPL) >> 12;
+    c->resume = ic.rflags & X86_RF;
     if (ic.flags & VGCF_in_syscall) {
         c->regs[RCX] = ic.rip;
         c->regs[R11] = cpu_rflags(c);
@@ -312,22 +314,34 @@ int64_t do_set_segment_base(struct vcpu *v, uint64_t which, uint64_t base)
     return -XEN_EINVAL;
 }
 
+/* Breakpoints on ports are not watched: refusing beats silence. */
+static bool is_watchable(uint64_t dr7)
+{
+    for (unsigned n = 0; n < 4; n++)
+        if ((dr7 >> 2 * n & 3) && (dr7 >> (16 + 4 * n) & 3) == 2)
+            return false;
+    return true;
+}
+
+static int64_t set_debugreg(struct vcpu *v, uint64_t reg, uint64_t value)
+{
+    v->pv.debugreg[reg] = value;
+    engine()->set_debug(v, v->pv.debugreg);
+    return 0;
+}
+
 int64_t do_set_debugreg(struct vcpu *v, uint64_t reg, uint64_t value)
 {
     switch (reg) {
     case 0 ... 3:
         if (value >= HYPERVISOR_VIRT_START && value < HYPERVISOR_VIRT_END)
             return -XEN_EPERM;
-        v->pv.debugreg[reg] = value;
-        return 0;
+        return set_debugreg(v, reg, value);
     case 4: case 6: v->pv.debugreg[6] = (value & 0xe00full) | 0xffff0ff0ull; return 0;
     case 5: case 7:
         if (value >> 32)
             return -XEN_EPERM;
-        if (value & 0xff) /* breakpoints are not watched: refusing beats silence */
-            return -XEN_EOPNOTSUPP;
-        v->pv.debugreg[7] = (value & 0xffff27ffull) | 0x400;
-        return 0;
+        return is_watchable(value) ? set_debugreg(v, 7, (value & 0xffff27ffull) | 0x400) : -XEN_EOPNOTSUPP;
     }
     return -XEN_EINVAL;
 }

@@ -83,6 +83,10 @@ enum helper {
 struct block;
 struct link;
 
+/* DR0-3 as DR7 enables them: see watch.c. A bit per register in the masks. */
+#define NR_WATCHPOINTS 4
+struct watchpoints { uint64_t address[NR_WATCHPOINTS]; uint8_t bytes[NR_WATCHPOINTS], execute, write, access; };
+
 /* Per vCPU; the gs base of translated code. */
 struct engine_vcpu {
     struct cpu_state cpu; /* first: its registers are at gs:0 */
@@ -109,6 +113,8 @@ struct engine_vcpu {
     bool fpu_disabled;
     bool fpu_valid;
     uint64_t mode_now[2];      /* block modes by guest mode that jump cache and shadow stack lead to */
+    struct watchpoints watch;
+    bool alone;                /* what runs is one instruction: watched accesses are noted */
     bool single_step;          /* run one instruction as a block of its own next */
     bool page_table_write;     /* and its store goes to a page table, through pv_ptwr_write */
     bool page_table_refused;   /* which was refused: the guest gets its fault */
@@ -288,6 +294,19 @@ void cache_destroy(struct engine_domain *ed);
 void fault_point_add(struct engine_domain *ed, const uint8_t *host, uint64_t pc);
 bool fault_point_find(struct engine_domain *ed, uint64_t host, uint64_t *pc);
 void revoke_write_tag(struct domain *d, struct vcpu *curr, struct page_info *pg);
+
+/* ---- watch.c ---------------------------------------------------------------------------------------------------- */
+static inline bool watches_data(const struct engine_vcpu *e) { return unlikely(e->watch.write | e->watch.access); }
+/* Notes a hit; false, when not `alone`: a fault that means "run this alone". */
+bool watch_access(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, bool write);
+/* Is there a watched operand, or a breakpoint, on the page? */
+bool watch_has_data(const struct engine_vcpu *e, uint64_t vaddr);
+bool watch_has_code(const struct engine_vcpu *e, uint64_t pc);
+/* Breakpoints at rip: bits of DR6. */
+unsigned watch_execute(const struct engine_vcpu *e);
+/* A direct jump must not lead into a page with a breakpoint of any vCPU. */
+bool watch_forbids_link(struct domain *d, uint64_t from, uint64_t to);
+void dbt_set_debug(struct vcpu *v, const uint64_t debugreg[8]);
 
 /* ---- translate.c (domain lock held) ----------------------------------------------------------------------------- */
 /* NULL after a fetch fault. */

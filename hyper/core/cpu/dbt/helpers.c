@@ -194,12 +194,19 @@ static uint64_t string_step(struct engine_vcpu *e, const struct string_op *s)
     return n;
 }
 
+/* A single step, or a watched access, is reported after each element. */
+static bool stops_between_elements(const struct engine_vcpu *e)
+{
+    return e->alone && ((e->cpu.other_flags & X86_TF) || e->cpu.debug);
+}
+
 static uint64_t help_string(struct engine_vcpu *e, uint64_t unused, uint64_t what)
 {
     (void)unused;
     struct string_op s = {.opcode = what & 0xff, .bytes = (what >> 8) & 0xff, .repeat = (what >> 16) & 3,
                           .segment = (what >> 20) & 15, .mask = ~0ull >> (64 - 8 * (what >> 24 & 15)),
-                          .checked = e->cpu.code & ~(uint64_t)CODE_COMPAT};
+                          .checked = (e->cpu.code & ~(uint64_t)CODE_COMPAT) || watches_data(e) ||
+                                     stops_between_elements(e)};
     s.step = e->cpu.direction ? -(int64_t)s.bytes : s.bytes;
     bool compares = (s.opcode & 0xfe) == 0xa6 || (s.opcode & 0xfe) == 0xae;
     uint64_t *rcx = &e->cpu.regs[RCX];
@@ -213,6 +220,8 @@ static uint64_t help_string(struct engine_vcpu *e, uint64_t unused, uint64_t wha
         bool equal = (e->cpu.status >> 8) & X86_ZF;
         if (compares && equal != (s.repeat == 1))
             return 1;
+        if ((*rcx & s.mask) && stops_between_elements(e))
+            return leave(e, DBT_LINK);
         if ((*rcx & s.mask) && atomic_load_explicit(&e->vcpu->kick, memory_order_relaxed))
             return leave(e, DBT_POLL); /* a long one is interruptible between elements */
     }
@@ -308,7 +317,7 @@ static uint64_t help_pushf(struct engine_vcpu *e, uint64_t r10, uint64_t bytes)
 {
     (void)r10;
     uint64_t at;
-    if (!stack_address(&e->cpu, -(int64_t)bytes, bytes, true, &at) || !mmu_store(e, at, bytes, cpu_rflags(&e->cpu)))
+    if (!stack_address(&e->cpu, -(int64_t)bytes, bytes, true, &at) || !mmu_store(e, at, bytes, cpu_rflags(&e->cpu) & ~(uint64_t)X86_RF))
         return leave_stack_fault(e);
     stack_move(&e->cpu, -(int64_t)bytes);
     return 1;

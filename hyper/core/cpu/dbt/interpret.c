@@ -107,7 +107,7 @@ static bool narrow_stack(struct engine_vcpu *e, const struct insn *i)
     case 0x50 ... 0x57: return push(e, 2, r[reg]);
     case 0x58 ... 0x5f: return pop_narrow(e, i, true, reg);
     case 0x68: case 0x6a: return push(e, 2, i->imm);
-    case 0x9c: return push(e, i->kind == INSN_PUSHF ? stack_word(&e->cpu) : 2, cpu_rflags(&e->cpu));
+    case 0x9c: return push(e, i->kind == INSN_PUSHF ? stack_word(&e->cpu) : 2, cpu_rflags(&e->cpu) & ~(uint64_t)X86_RF);
     case 0x9d: return pop_flags(e, i->kind == INSN_POPF ? stack_word(&e->cpu) : 2);
     case 0xff:
         if (i->mod == 3)

@@ -84,7 +84,8 @@ enum dbt_exit mmu_fault_exit(const struct engine_vcpu *e)
         return DBT_GP;
     if (e->cpu.fault_error == FAULT_STACK_SEGMENT)
         return DBT_STACK;
-    return e->cpu.fault_error == FAULT_CODE_FRAME ? DBT_SPECIAL : DBT_PAGE_FAULT;
+    bool alone = e->cpu.fault_error == FAULT_CODE_FRAME || e->cpu.fault_error == FAULT_WATCHED;
+    return alone ? DBT_SPECIAL : DBT_PAGE_FAULT;
 }
 
 /* ---- filling ---------------------------------------------------------------------------------------------------- */
@@ -118,6 +119,8 @@ static void tlb_fill(struct engine_vcpu *e, uint64_t vaddr, uint8_t *host, bool 
     unsigned mode = mode_index(e), i = tlb_index(vaddr);
     struct tlb_entry *t = &e->tlb[mode][i];
     uint64_t tag = -page_of(vaddr);
+    if (watches_data(e) && watch_has_data(e, vaddr))
+        return;
     e->stats.tlb_fills++;
     if (t->read_tag == tlb_no_tag(i) && e->nr_tlb_log[mode] < TLB_LOG)
         e->tlb_log[mode][e->nr_tlb_log[mode]++] = i;
@@ -229,6 +232,8 @@ uint64_t mmu_slow_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
     unsigned bytes = what & SLOW_SIZE;
     bool write = what & SLOW_WRITE, special = what & SLOW_SPECIAL;
     bool crosses = (vaddr & ~PAGE_MASK) + bytes > PAGE_SIZE;
+    if (watches_data(e) && !watch_access(e, vaddr, bytes, write))
+        return leave_fault(e, what);
     if ((what & SLOW_GROUP) && !special) {
         struct page_info *pg;
         if (crosses || !mmu_walk(e, vaddr, write ? ACCESS_WRITE : ACCESS_READ, &pg)) {
@@ -300,6 +305,8 @@ bool mmu_load(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t *v
 {
     uint64_t v = 0;
     unsigned first = PAGE_SIZE - (vaddr & ~PAGE_MASK);
+    if (watches_data(e) && !watch_access(e, vaddr, bytes, false))
+        return false;
     const uint8_t *p = mmu_access(e, vaddr, false);
     if (!p)
         return false;
@@ -319,6 +326,8 @@ bool mmu_load(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t *v
 bool mmu_store(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t value)
 {
     unsigned first = PAGE_SIZE - (vaddr & ~PAGE_MASK);
+    if (watches_data(e) && !watch_access(e, vaddr, bytes, true))
+        return false;
     uint8_t *low = mmu_access(e, vaddr, true), *high = NULL;
     if (!low || (bytes > first && !(high = mmu_access(e, next_page(e, vaddr), true))))
         return false;

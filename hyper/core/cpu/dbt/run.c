@@ -44,7 +44,8 @@ static struct block *resolve_locked(struct engine_vcpu *e, bool single)
         struct link *l = e->link;
         if (!e->cpu.user_mode && pc < CHAIN_START)
             ed->kernel_low_code = true;
-        if (l && !l->to && !l->owner->dead && l->pc == pc && l->owner->mode == mode && still_together(l, b))
+        if (l && !l->to && !l->owner->dead && l->pc == pc && l->owner->mode == mode && still_together(l, b) &&
+            !watch_forbids_link(ed->domain, l->owner->pc, pc))
             block_link(l, b);
         else
             jump_set(e, mode_index(e), pc, b->checked_entry);
@@ -108,8 +109,10 @@ static void enter(struct engine_vcpu *e, const uint8_t *entry)
  * code of that frame again, for ever. */
 static bool run_rare(struct engine_vcpu *e)
 {
+    e->alone = true;
     while ((e->exit = interpret_rare(e)) == DBT_SPECIAL)
         drop_code_at(e, e->cpu.fault_vaddr);
+    e->alone = false;
     return e->exit == DBT_LINK;
 }
 
@@ -129,8 +132,10 @@ static bool run_alone(struct engine_vcpu *e)
         domain_quiesce(d, e->vcpu);
         b = resolve_locked(e, true);
     }
+    e->alone = true;
     if (b)
         enter(e, b->entry);
+    e->alone = false;
     if (locked)
         domain_unlock(d, e->vcpu);
     if (e->page_table_write && e->exit == DBT_PAGE_FAULT && (e->cpu.fault_error & 3) == 3)
@@ -143,6 +148,13 @@ static bool run_alone(struct engine_vcpu *e)
 static enum engine_exit fetch_fault(const struct engine_vcpu *e)
 {
     return e->cpu.fault_error == FAULT_NOT_CANONICAL ? EXIT_GP : EXIT_PAGE_FAULT;
+}
+
+/* At a breakpoint? Not when the guest has come back from there. */
+static bool stop_here(struct engine_vcpu *e)
+{
+    e->cpu.debug = e->cpu.resume ? 0 : watch_execute(e);
+    return e->cpu.debug;
 }
 
 enum engine_exit dbt_run(struct vcpu *v)
@@ -158,8 +170,11 @@ enum engine_exit dbt_run(struct vcpu *v)
             e->single_step = single;
             return EXIT_KICK;
         }
-        bool trap = e->cpu.other_flags & X86_TF;
-        bool alone = single || trap;
+        bool trap = e->cpu.other_flags & X86_TF, watched = e->watch.execute && watch_has_code(e, e->cpu.rip);
+        bool alone = single || trap || watched;
+        if (watched && stop_here(e))
+            return EXIT_DEBUG;
+        e->cpu.debug = 0;
         if (alone && !run_alone(e))
             return fetch_fault(e);
         if (!alone)
@@ -168,11 +183,15 @@ enum engine_exit dbt_run(struct vcpu *v)
         single = e->single_step = false;
         if (e->exit == DBT_RARE && !run_rare(e))
             return exit_of[e->exit];
+        if (e->exit == DBT_LINK || e->exit == DBT_INDIRECT || e->exit == DBT_SYSCALL)
+            e->cpu.resume = false;
         switch (e->exit) {
         case DBT_LINK: case DBT_INDIRECT: {
-            if (trap)
+            if (trap || e->cpu.debug) {
+                e->cpu.debug |= trap ? DEBUG_STEP : 0;
                 return EXIT_DEBUG;
-            if (alone)
+            }
+            if (alone || (e->watch.execute && watch_has_code(e, e->cpu.rip)))
                 break;
             struct block *b = resolve(e, false);
             if (!b)

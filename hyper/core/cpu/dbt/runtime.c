@@ -258,6 +258,7 @@ const struct engine_ops dbt_engine = {
     .retry_page_table_write = dbt_retry_page_table_write,
     .set_mode = dbt_set_mode,
     .set_fpu_disabled = dbt_set_fpu_disabled,
+    .set_debug = dbt_set_debug,
     .set_cr3 = dbt_set_cr3,
     .flush_tlb = dbt_flush_tlb,
     .flush_page = dbt_flush_page,

@@ -182,7 +182,7 @@ static void link_what_is_there(struct translator *t)
 {
     for (unsigned k = 0; k < t->b->nr_links; k++) {
         struct link *l = &t->b->links[k];
-        struct block *to = may_chain(t, l->pc) ? block_lookup(t->e, l->pc, t->b->mode) : NULL;
+        struct block *to = may_chain(t, l->pc) && !watch_forbids_link(t->ed->domain, t->b->pc, l->pc) ? block_lookup(t->e, l->pc, t->b->mode) : NULL;
         if (to)
             block_link(l, to);
     }
