@@ -34,6 +34,7 @@ import structlog
 import trio
 
 from hyper.public import daemon
+from hyper.public.daemon import start_ticks as _start_ticks
 from hyper.public.paths import HostPaths
 
 log = structlog.get_logger("supervisor")
@@ -431,15 +432,6 @@ def _record(paths: HostPaths) -> Path:
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None when it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _first(group: BaseExceptionGroup[HostDown]) -> HostDown:

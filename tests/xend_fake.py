@@ -9,9 +9,11 @@ that change something, and `fail_at` makes the n-th one fail.
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -20,14 +22,17 @@ import trio
 
 from dom0.libxc.images import ImageError
 from dom0.libxc.info import CpuAffinity, CreditParameters, DomainInfo, PhysInfo, VcpuInfo, XenInfo
+from dom0.libxc.process import ProcessSpec
 from dom0.libxc.pv import PvImage, PvSpec
 from hyper.public import daemon
 from hyper.public.errors import BadArgument, Busy, NoSuchDomain, OutOfFrames
 from hyper.public.paths import HostPaths
 from hyper.public.types import DomId, EvtchnPort, Gfn
 from toolstack.xend.__main__ import network_of, parse_arguments, serve
+from toolstack.xend.errors import XendError
 from toolstack.xend.hypervisor import REASONS
 from toolstack.xend.nodes import Node, Transaction
+from toolstack.xend.processes import GuestProcess, Started
 from toolstack.xend.store import DomainStore
 
 T = TypeVar("T")
@@ -120,6 +125,16 @@ class FakeHypervisor:
         ports = EvtchnPort(1), EvtchnPort(2)
         return PvImage(spec.domid, pages, Gfn(base + 1), ports[0], Gfn(base + 2), ports[1])
 
+    async def build_process(self, spec: ProcessSpec) -> tuple[PvImage, socket.socket]:
+        self._domain(spec.domid, "build_process").info = replace(
+            self.domains[spec.domid].info, tot_pages=spec.memory_kib // 4
+        )
+        base = spec.domid * 1000
+        image = PvImage(
+            spec.domid, spec.memory_kib // 4, Gfn(base + 1), EvtchnPort(1), Gfn(base + 2), EvtchnPort(2)
+        )
+        return image, socket.socket()
+
     async def domain_destroy(self, domid: int) -> None:
         self._domain(domid, "domain_destroy")
         del self.domains[domid]
@@ -201,6 +216,36 @@ class FakeHypervisor:
             command_line="", virt_start=0xFFFF800000000000, pagesize=4096, compiler="cc", compile_by="us",
             compile_domain="here", compile_date="today",
         )  # fmt: skip
+
+
+class FakeProcesses:
+    """toolstack.xend.processes.Processes. `refuse` is what a guest says to its spec."""
+
+    def __init__(self) -> None:
+        self.running: dict[int, tuple[str, list[str]]] = {}
+        self.stopped: set[int] = set()
+        self.refuse: dict[str, str] = {}
+        self.isolation = "full"
+        self._pids = count(100)
+
+    async def start(self, name: str, spec: str, words: Sequence[str], sock: socket.socket) -> Started:
+        await trio.lowlevel.checkpoint()
+        assert sock.fileno() >= 0
+        if spec in self.refuse:
+            raise XendError(f"python:{spec}: {self.refuse[spec]}")
+        pid = next(self._pids)
+        self.running[pid] = (spec, list(words))
+        return Started(GuestProcess(pid, 1), self.isolation)
+
+    def stop(self, process: GuestProcess) -> None:
+        self.stopped.add(process.pid)
+
+    def resume(self, process: GuestProcess) -> None:
+        self.stopped.discard(process.pid)
+
+    async def kill(self, process: GuestProcess) -> None:
+        await trio.lowlevel.checkpoint()
+        self.running.pop(process.pid, None)
 
 
 class FakeXenstore:
@@ -402,6 +447,7 @@ def main() -> None:
                 FakeXenstore(hypervisor),
                 store,
                 paths,
+                processes=FakeProcesses(),
                 minimum_restart=arguments.minimum_restart,
                 network=network_of(arguments),
                 ready_fd=arguments.ready_fd,

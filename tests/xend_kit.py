@@ -11,7 +11,7 @@ from typing import Any
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.xend_fake import Calls, FakeHypervisor, FakeXenstore
+from tests.xend_fake import Calls, FakeHypervisor, FakeProcesses, FakeXenstore
 from toolstack.sxp import Sxp
 from toolstack.xend.control import Control
 from toolstack.xend.hotplug import Hotplug
@@ -31,6 +31,7 @@ class Host:
     def __post_init__(self) -> None:
         self.hypervisor = FakeHypervisor(self.calls)
         self.xenstore = FakeXenstore(self.hypervisor)
+        self.processes = FakeProcesses()
         self.kernel = self.folder / "vmlinuz"
         self.kernel.write_text("")
 
@@ -53,6 +54,7 @@ class Host:
                 self.hypervisor,
                 self.xenstore,
                 store,
+                processes=self.processes,
                 console_path=lambda domid: Path(f"/run/{domid}.sock"),
                 wall=lambda: self.now,
             )
@@ -64,7 +66,12 @@ class Host:
 
     def nothing_is_left(self) -> bool:
         paths = [path for path in self.xenstore.nodes if path.startswith(("/vm/", "/local/domain/"))]
-        return list(self.hypervisor.domains) == [0] and not paths and not self.xenstore.introduced
+        return (
+            not self.processes.running
+            and list(self.hypervisor.domains) == [0]
+            and not paths
+            and not self.xenstore.introduced
+        )
 
 
 @dataclass

@@ -5,6 +5,7 @@ The upcall is an eventfd in Dom0 and a stream socket elsewhere; a read drains ei
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Awaitable, Callable
 from typing import Self
@@ -29,7 +30,8 @@ class Port:
         self._doorbell = doorbell
         self._evtchn_close = evtchn_close
         self._gone = False
-        os.set_blocking(upcall, False)
+        # os.set_blocking() is an ioctl, which a confined guest may not make
+        fcntl.fcntl(upcall, fcntl.F_SETFL, fcntl.fcntl(upcall, fcntl.F_GETFL) | os.O_NONBLOCK)
 
     @property
     def upcall_fd(self) -> int:

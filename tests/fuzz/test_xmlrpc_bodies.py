@@ -12,7 +12,7 @@ import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.xend_fake import FakeHypervisor, FakeXenstore
+from tests.xend_fake import FakeHypervisor, FakeProcesses, FakeXenstore
 from toolstack.xend import codec
 from toolstack.xend.control import Control
 from toolstack.xend.errors import BadRequest
@@ -80,7 +80,11 @@ class Host:
         self.hypervisor = FakeHypervisor()
         self.xenstore = FakeXenstore(self.hypervisor)
         self.life = Lifecycle(
-            self.hypervisor, self.xenstore, store, console_path=lambda domid: Path(f"/{domid}")
+            self.hypervisor,
+            self.xenstore,
+            store,
+            processes=FakeProcesses(),
+            console_path=lambda domid: Path(f"/{domid}"),
         )
         self.rpc = Rpc(
             self.life, Control(self.life), Hotplug(self.life), Node(self.hypervisor, Path("/nowhere"))

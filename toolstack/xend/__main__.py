@@ -27,6 +27,7 @@ from toolstack.xend.hotplug import Hotplug
 from toolstack.xend.hypervisor import Hypervisor, XenHypervisor
 from toolstack.xend.lifecycle import MINIMUM_RESTART_SECONDS, Lifecycle
 from toolstack.xend.node import Node
+from toolstack.xend.processes import HostProcesses, Processes
 from toolstack.xend.recovery import recover
 from toolstack.xend.rpc import Rpc
 from toolstack.xend.server import Network
@@ -112,12 +113,20 @@ async def serve(
     store: DomainStore,
     paths: HostPaths,
     *,
+    processes: Processes | None = None,
     minimum_restart: float = MINIMUM_RESTART_SECONDS,
     network: Network | None = None,
     ready_fd: int | None = None,
 ) -> None:
     """xend over whatever hypervisor and xenstore it is given, until SIGTERM."""
-    life = Lifecycle(hypervisor, xenstore, store, console_path=paths.console, minimum_restart=minimum_restart)
+    life = Lifecycle(
+        hypervisor,
+        xenstore,
+        store,
+        processes=processes or HostProcesses(lambda name: paths.logs / f"guest-{name}.log"),
+        console_path=paths.console,
+        minimum_restart=minimum_restart,
+    )
     rpc = Rpc(life, Control(life), Hotplug(life), Node(hypervisor, paths.logs / "xend.log"))
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.cancel_on_sigterm, nursery.cancel_scope)

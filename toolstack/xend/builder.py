@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket
 
 import structlog
 import trio
 
 from dom0.libxc.info import CreditParameters
+from dom0.libxc.process import ProcessSpec
 from dom0.libxc.pv import PvSpec
 from hyper.public.errors import BadArgument, OutOfFrames
 from hyper.public.types import DomId
@@ -19,6 +21,7 @@ from toolstack.xend.devices.controller import DeviceController, Owner
 from toolstack.xend.errors import XendError
 from toolstack.xend.hypervisor import SCHEDULERS, Hypervisor, mebibytes
 from toolstack.xend.model import DomainConfig
+from toolstack.xend.processes import Processes
 from toolstack.xend.store import CREATING, RUNNING, DomainStore, Record
 from toolstack.xend.xenstore import Xenstore
 
@@ -42,6 +45,7 @@ class Builder:
     xenstore: Xenstore
     store: DomainStore
     devices: DeviceController
+    processes: Processes
     console_path: Callable[[int], Path]
     wall: Callable[[], float] = time.time
 
@@ -64,7 +68,12 @@ class Builder:
         await hypervisor.max_vcpus(domid, config.vcpus)
         await hypervisor.max_mem(domid, memory_limit_kib(config.memory))
         await self._apply_scheduling(domid, config)
-        image = await hypervisor.build(_spec(domid, config))
+        if config.image.process is None:
+            image = await hypervisor.build(_spec(domid, config))
+        else:
+            image, sock = await hypervisor.build_process(ProcessSpec(DomId(domid), config.memory << 10))
+            with sock:
+                await self._start_process(record, config.image.process, sock)
         record.store_mfn, record.store_port = image.store_mfn, image.store_port
         record.console_mfn, record.console_port = image.console_mfn, image.console_port
         record.start_time = self.wall()
@@ -76,6 +85,16 @@ class Builder:
         record.phase = RUNNING
         self.store.save(record)
         log.info("domain is built", domain=config.name, domid=domid, memory_mib=config.memory)
+
+    async def _start_process(self, record: Record, spec: str, sock: socket) -> None:
+        config = record.config
+        started = await self.processes.start(config.name, spec, config.image.words(), sock)
+        record.process_pid, record.process_ticks = started.process.pid, started.process.start_ticks
+        record.isolation = started.isolation
+        self.store.save(record)
+        log.info(
+            "guest's process runs", domain=config.name, pid=record.process_pid, isolation=record.isolation
+        )
 
     async def explain(self, error: Exception, config: DomainConfig) -> str:
         """What to tell a user of a failed build."""

@@ -95,6 +95,8 @@ class Control:
                 raise XendError(f"Domain '{domain.name}' is not started")
             if before == describe.RUNNING:
                 await self._hypervisor.domain_pause(domain.domid)
+                if domain.record.process is not None:
+                    self._life.processes.stop(domain.record.process)
             return before
 
     async def unpause(self, key: Key) -> None:
@@ -102,6 +104,8 @@ class Control:
         async with domain.turn:
             info = await self._life.info_of(domain.record)
             if info is not None and info.paused:
+                if domain.record.process is not None:
+                    self._life.processes.resume(domain.record.process)
                 await self._hypervisor.domain_unpause(domain.domid)
             elif describe.status(info) != describe.RUNNING:
                 raise XendError(f"Domain '{domain.name}' is not started")

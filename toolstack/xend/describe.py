@@ -76,6 +76,8 @@ def domain_sxp(record: Record, info: DomainInfo | None, full: bool = False) -> l
     out.append(["status", status(info)])
     if info is not None:
         out.append(["state", state_letters(info)])
+        if record.isolation is not None:
+            out.append(["isolation", record.isolation])
         out += [["store_mfn", record.store_mfn or 0], ["console_mfn", record.console_mfn or 0]]
     return out + config.devices_sxp() + (_full(config, info) if full else [])
 

@@ -6,13 +6,15 @@ Tests put a fake in its place; everything else in xend knows the Protocol only.
 from __future__ import annotations
 
 from collections.abc import Collection
+from socket import socket
 from typing import Protocol
 from uuid import UUID
 
-from dom0.libxc import pv
+from dom0.libxc import process, pv
 from dom0.libxc.control import XenControl
 from dom0.libxc.images import KernelCache
 from dom0.libxc.info import CpuAffinity, CreditParameters, DomainInfo, PhysInfo, VcpuInfo, XenInfo
+from dom0.libxc.process import ProcessSpec
 from dom0.libxc.pv import PvImage, PvSpec
 from hyper.guest import Hypervisor as Connection
 from hyper.public.types import DomId
@@ -40,6 +42,7 @@ class Hypervisor(Protocol):
     async def domain_create(self, handle: UUID, max_vcpus: int, *, max_evtchn_port: int) -> DomId: ...
     async def max_vcpus(self, domid: int, max_vcpus: int) -> None: ...
     async def build(self, spec: PvSpec) -> PvImage: ...
+    async def build_process(self, spec: ProcessSpec) -> tuple[PvImage, socket]: ...
     async def domain_destroy(self, domid: int) -> None: ...
     async def domain_pause(self, domid: int) -> None: ...
     async def domain_unpause(self, domid: int) -> None: ...
@@ -68,6 +71,9 @@ class XenHypervisor(XenControl):
     async def build(self, spec: PvSpec) -> PvImage:
         """Loads kernel and ramdisk in a worker thread; other requests go on meanwhile."""
         return await pv.build(self, spec, self._cache)
+
+    async def build_process(self, spec: ProcessSpec) -> tuple[PvImage, socket]:
+        return await process.build(self, spec)
 
 
 def state_letters(info: DomainInfo) -> str:

@@ -42,6 +42,7 @@ from toolstack.xend.hypervisor import (
 )
 from toolstack.xend.model import DomainConfig, check_name
 from toolstack.xend.nodes import Node
+from toolstack.xend.processes import Processes
 from toolstack.xend.store import CREATING, HALTED, RESTARTING, RUNNING, DomainStore, Record
 from toolstack.xend.xenstore import Xenstore, XenstoreUnavailable
 
@@ -101,6 +102,7 @@ class Lifecycle:
         xenstore: Xenstore,
         store: DomainStore,
         *,
+        processes: Processes,
         console_path: Callable[[int], Path],
         wall: Callable[[], float] = time.time,
         minimum_restart: float = MINIMUM_RESTART_SECONDS,
@@ -110,7 +112,8 @@ class Lifecycle:
         self.domains: dict[UUID, Domain] = {}
         self.store = store
         self.devices = DeviceController(xenstore)
-        self._builder = Builder(hypervisor, xenstore, store, self.devices, console_path, wall)
+        self.processes = processes
+        self._builder = Builder(hypervisor, xenstore, store, self.devices, processes, console_path, wall)
         self._wall = wall
         self._minimum_restart = minimum_restart
         self._nursery: trio.Nursery
@@ -493,6 +496,10 @@ class Lifecycle:
         await teardown.take_apart(
             self.hypervisor, self.xenstore, self.devices, record.domid, record.handle, vm_path
         )
+        if record.process is not None:
+            with trio.CancelScope(shield=True):
+                await self.processes.kill(record.process)
+        record.process_pid = record.process_ticks = record.isolation = None
         record.domid = record.handle = record.start_time = None
         record.store_mfn = record.store_port = record.console_mfn = record.console_port = None
         record.preserved = record.paused_by_admin = False

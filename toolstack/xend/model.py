@@ -5,6 +5,7 @@ Every value has been through `DomainConfig.from_sxp`; nothing behind it looks at
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from toolstack.sxp import Sxp
 from toolstack.xend.devices import config as device_config
 from toolstack.xend.devices.config import Devices
 from toolstack.xend.errors import NotBuilt, XendError
+from toolstack.xend.processes import is_spec, spec_of
 
 ACTIONS = ("destroy", "restart", "preserve", "rename-restart")
 CRASH_ACTIONS = (*ACTIONS, "coredump-destroy", "coredump-restart")
@@ -79,6 +81,15 @@ class Image:
         if self.root and "root=" not in self.args:
             words.append(f"root={self.root}")
         return " ".join([*words, self.args] if self.args else words)
+
+    @property
+    def process(self) -> str | None:
+        """For a guest written in Python, where its code is; None for a kernel."""
+        return spec_of(self.kernel)
+
+    def words(self) -> list[str]:
+        """The command line as the words of a shell. Raises: ValueError for quotes that do not close."""
+        return shlex.split(self.cmdline)
 
     def to_sxp(self) -> list[Sxp]:
         out: list[Sxp] = [self.kind, ["kernel", self.kernel]]
@@ -258,11 +269,28 @@ class _Reader:
         if not kernel:
             raise XendError("Missing kernel image")
         ramdisk = inner.text("ramdisk", "")
+        words = {key: inner.text(key, "") for key in ("args", "root", "ip")}
+        made = Image(kernel, ramdisk, kind=str(sxp.name(image)), **words)
+        if made.process is not None:
+            self._check_process(made)
+            return made
         for path in filter(None, (kernel, ramdisk)):
             if not Path(path).is_absolute():
                 raise invalid(f"the path '{path}' must be absolute")
-        words = {key: inner.text(key, "") for key in ("args", "root", "ip")}
-        return Image(kernel, ramdisk, kind=str(sxp.name(image)), **words)
+        return made
+
+    def _check_process(self, image: Image) -> None:
+        """What cannot be with a guest written in Python."""
+        if not is_spec(image.process or ""):
+            raise invalid(f"'{image.kernel}' is no python:module[:attribute] and no python:/path/to/file.py")
+        if image.ramdisk:
+            raise invalid("a guest written in Python has no ramdisk")
+        if self.number("vcpus", 1, 1, MAX_VCPUS) != 1:
+            raise invalid("a guest written in Python has one vCPU")
+        try:
+            image.words()
+        except ValueError as error:
+            raise invalid(f"its arguments cannot be taken apart: {error}") from None
 
     def devices(self) -> Devices:
         return device_config.collect(map(device_config.parse, sxp.children(self.config, "device")))

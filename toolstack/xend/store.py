@@ -16,8 +16,9 @@ from typing import Any
 
 from toolstack import sxp
 from toolstack.xend.model import DomainConfig
+from toolstack.xend.processes import GuestProcess
 
-VERSION = 1
+VERSION = 2
 
 HALTED, CREATING, RUNNING, RESTARTING = "halted", "creating", "running", "restarting"
 
@@ -37,9 +38,14 @@ CREATE TABLE domains (
     console_port INTEGER,
     restart_count INTEGER NOT NULL,
     paused_by_admin INTEGER NOT NULL,
-    preserved INTEGER NOT NULL
+    preserved INTEGER NOT NULL,
+    process_pid INTEGER,
+    process_ticks INTEGER,
+    isolation TEXT
 )
 """
+_SINCE_1 = ("process_pid INTEGER", "process_ticks INTEGER", "isolation TEXT")
+"""Columns that a file of version 1 has not."""
 
 
 @dataclass
@@ -61,6 +67,17 @@ class Record:
     paused_by_admin: bool = False
     preserved: bool = False
     """It has shut down and is kept for inspection."""
+    process_pid: int | None = None
+    process_ticks: int | None = None
+    """The process of a guest written in Python, by its pid and start time."""
+    isolation: str | None = None
+    """What that process is confined by: `full`, or what is missing."""
+
+    @property
+    def process(self) -> GuestProcess | None:
+        if self.process_pid is None or self.process_ticks is None:
+            return None
+        return GuestProcess(self.process_pid, self.process_ticks)
 
 
 class StoreError(Exception):
@@ -87,6 +104,11 @@ class DomainStore:
         if version == 0:
             with self._transaction():
                 self._db.execute(_SCHEMA)
+                self._db.execute(f"PRAGMA user_version={VERSION}")
+        elif version == 1:
+            with self._transaction():
+                for column in _SINCE_1:
+                    self._db.execute(f"ALTER TABLE domains ADD COLUMN {column}")
                 self._db.execute(f"PRAGMA user_version={VERSION}")
         elif version != VERSION:
             raise StoreError(f"{self.path} is of version {version}; this xend reads version {VERSION}")

@@ -595,7 +595,9 @@ def _image(settings: Settings, check_files: bool) -> list[Sxp]:
     for key in ("kernel", "ramdisk", "loader"):
         if key == "loader" and value(key) == "generic":
             continue  # an old word of xl's for what every PV kernel is
-        if value(key):
+        if key == "kernel" and value(key).startswith("python:"):
+            image.append([key, _python(settings, check_files)])
+        elif value(key):
             image.append([key, _file(settings, key) if check_files else value(key)])
     if value("ip") or value("dhcp", "off") != "off":
         image.append(["ip", _kernel_ip(settings)])
@@ -615,6 +617,20 @@ def _file(settings: Settings, key: str) -> str:
         reason = "is a directory" if os.path.isdir(path) else "does not exist"
         raise settings.error(key, f"the file '{settings.value(key)}' {reason}")
     return path
+
+
+def _python(settings: Settings, check_files: bool) -> str:
+    """`python:module[:attribute]` as it is; a file of Python's gets its whole path."""
+    spec = settings.value("kernel").removeprefix("python:")
+    name, colon, attribute = spec.partition(":")
+    if not name:
+        raise settings.error("kernel", "'python:' names no module; python:package.module does")
+    if not name.endswith(".py") or not check_files:
+        return f"python:{spec}"
+    path = os.path.abspath(name)
+    if not os.path.isfile(path):
+        raise settings.error("kernel", f"the file '{name}' does not exist")
+    return f"python:{path}{colon}{attribute}"
 
 
 def _kernel_ip(settings: Settings) -> str:

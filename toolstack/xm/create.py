@@ -133,6 +133,9 @@ def create(session: Session, args: list[str]) -> None:
     name = str(sxp.child_value(vm, "name", "domain"))
     made = session.call("xend.domain.create", vm, waiting=f"Creating {name}")
     name, domid = str(sxp.child_value(made, "name")), int(sxp.child_value(made, "domid"))
+    isolation = str(sxp.child_value(made, "isolation", "full"))
+    if isolation != "full":
+        sys.stderr.write(f"Warning: {name}: {isolation}\n")
     paused, console = request.has("p"), request.has("c")
     try:
         session.call_again("xend.domain.waitForDevices", name, waiting=f"Waiting for the devices of {name}")

@@ -153,7 +153,9 @@ class DeviceController:
                 await transaction.write(f"{path}/{name}", value)
 
         async def answer() -> str | None:
-            done = await self._xenstore.read(f"{path}/resize-done")  # first: what is wrong is written before it
+            done = await self._xenstore.read(
+                f"{path}/resize-done"
+            )  # first: what is wrong is written before it
             for name in ("resize-error", "error"):
                 if text := await self._xenstore.read(f"{path}/{name}"):
                     return text
