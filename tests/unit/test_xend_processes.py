@@ -73,6 +73,17 @@ class TestLives:
             await xend.life.destroy(domain)
             assert host.nothing_is_left()
 
+    async def test_what_a_process_has_not(self, host: Host) -> None:
+        async with host.xend() as xend:
+            domain = await xend.life.create(config())
+            with pytest.raises(XendError, match="'py' is a process of the host: the host's sched.* places it"):
+                await xend.control.pin("py", 0, "0")
+            with pytest.raises(XendError, match="shares out its time"):
+                await xend.control.set_credit("py", 300, None)
+            with pytest.raises(XendError, match="it has no balloon"):
+                await xend.control.set_memory("py", 8)
+            await xend.life.destroy(domain)
+
     async def test_a_guest_that_cannot_be_started(self, host: Host) -> None:
         host.processes.refuse["mine.guest"] = "no module named 'mine'"
         async with host.xend() as xend:

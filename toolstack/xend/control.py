@@ -146,6 +146,7 @@ class Control:
         time.
         """
         domain = await self._life.find_settled(key, "set the memory of")
+        _refuse_process(domain, "it has no balloon")
         if not 1 <= mebibytes <= domain.config.maxmem:
             raise XendError(
                 f"Memory of '{domain.name}' must be from 1 to {domain.config.maxmem} MiB, its maximum"
@@ -176,6 +177,7 @@ class Control:
     async def pin(self, key: Key, vcpu: Any, cpumap: str) -> None:
         """Sets the CPUs of one vCPU, or of `all`."""
         domain = await self._life.find_settled(key, "pin")
+        _refuse_process(domain, "the host's scheduler places it")
         cpus = parse_cpus(cpumap)
         vcpus = range(domain.config.vcpus) if str(vcpu).lower() == "all" else [_number(vcpu, "a vCPU")]
         if not cpus or any(number not in range(domain.config.vcpus) for number in vcpus):
@@ -199,6 +201,7 @@ class Control:
 
     async def set_credit(self, key: Key, weight: int | None, cap: int | None) -> int:
         domain = await self._life.find_settled(key, "set the scheduling of")
+        _refuse_process(domain, "the host's scheduler shares out its time")
         if weight is not None and not 1 <= weight <= 65535:
             raise XendError("Cpu weight out of range, valid values are within range from 1 to 65535")
         most = domain.config.vcpus * 100
@@ -212,6 +215,12 @@ class Control:
             await self._hypervisor.sched_credit_set(domain.domid, CreditParameters(weight, cap))
         self._life.change(domain, cpu_weight=weight, cpu_cap=cap)
         return 0
+
+
+def _refuse_process(domain: Domain, why: str) -> None:
+    """Raises: XendError for a guest written in Python."""
+    if domain.config.image.process is not None:
+        raise XendError(f"'{domain.name}' is a process of the host: {why}")
 
 
 def _number(value: Any, what: str) -> int:

@@ -33,6 +33,8 @@ START_SECONDS = 30.0
 END_SECONDS = 5.0
 """What a process may take to be gone after SIGKILL."""
 MAX_LOG_BYTES = 8 << 20
+_ENVIRONMENT = ("PYTHONPATH",)
+"""All that a guest gets of xend's environment: it can read it."""
 _SPEC = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|/[^:\x00-\x1f\x7f]+\.py)(?::[A-Za-z_]\w*)?", re.ASCII)
 
 
@@ -97,6 +99,7 @@ class HostProcesses:
                 pass_fds=[sock.fileno()],
                 start_new_session=True,
                 cwd="/",
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )
         finally:
             os.close(errors)

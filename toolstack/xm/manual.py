@@ -344,7 +344,7 @@ KEYS: tuple[tuple[str, str], ...] = (
     ("description=TEXT", "any text"),
     ("builder=linux|generic", "how it starts; both mean a PV kernel"),
     ("type=pv", "what kind of guest; xl's word for builder"),
-    ("kernel=FILE", "the kernel"),
+    ("kernel=FILE", "the kernel; python:MODULE or python:FILE.py for a guest written in Python"),
     ("ramdisk=FILE", "the initial ramdisk"),
     ("loader=FILE", "for HVM domains; kept; generic is what every PV kernel has"),
     ("root=DEVICE", "adds root=DEVICE to the kernel's command line"),
