@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import json
 import os
@@ -25,7 +26,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ STOP_SECONDS = 15.0
 BURST, BURST_SECONDS, MAX_BACKOFF_SECONDS = 5, 10.0, 30.0
 MAX_LOG_BYTES = 8 << 20
 _ABORT_SECONDS = 2.0
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class HostDown(Exception):
@@ -185,8 +187,11 @@ class Supervisor:
         *,
         ready_seconds: float = READY_SECONDS,
         stop_seconds: float = STOP_SECONDS,
+        reaps: bool = False,
     ) -> None:
+        """`reaps`: this process has no other children than those of the host."""
         self.paths = paths
+        self._reaps = reaps
         self._slots = [_Slot(daemon) for daemon in wanted]
         self._report = report
         self._ready_seconds = ready_seconds
@@ -204,6 +209,8 @@ class Supervisor:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._cancel_on_signal, signals, nursery.cancel_scope)
+                    if self._reaps:
+                        nursery.start_soon(self._reap_orphans)
                     self.adopt()
                     await self._stop_orphans()
                     await self._start_missing()
@@ -264,6 +271,14 @@ class Supervisor:
             log.info("stopping", signal=signal.Signals(number).name)
             scope.cancel()
             return
+
+    async def _reap_orphans(self) -> None:
+        """A killed daemon's own children become ours (see adopt_orphans): their ends are ours to take in."""
+        with trio.open_signal_receiver(signal.SIGCHLD) as signals:
+            async for _ in signals:
+                ours = {slot.process.pid for slot in self._slots if slot.process is not None}
+                for pid in _children() - ours:
+                    _reap(pid)
 
     async def _start(self, slot: _Slot) -> None:
         """Start the daemon and wait until it serves. Raises HostDown when it does not; it is gone then."""
@@ -364,6 +379,29 @@ class Supervisor:
     def _write_state(self) -> None:
         running = tuple(slot.state for slot in self._slots if slot.state is not None)
         HostState(self.paths.name, _boot_id(), self._self, running, self._up).write(self.paths)
+
+
+def adopt_orphans() -> None:
+    """Children of a killed daemon become this process's, not init's: they belong to the host still.
+
+    The NAT process of a network outlives netback and is taken over by the next one.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _children() -> set[int]:
+    """Pids of our children; none where the kernel does not tell."""
+    try:
+        text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    except OSError:
+        return set()
+    return set(map(int, text.split()))
+
+
+def _reap(pid: int) -> None:
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 async def stop_leftovers(paths: HostPaths) -> bool:
@@ -478,6 +516,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     daemon.configure_logging()
     daemon.harden()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    adopt_orphans()
     report = _reporter(options.progress_fd)
     wanted = daemons(
         (paths := HostPaths.from_environment(options.host)).name,
@@ -488,7 +527,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         paths.create()
         with supervisor_lock(paths):
-            trio.run(Supervisor(paths, wanted, report).run)
+            trio.run(Supervisor(paths, wanted, report, reaps=True).run)
     except AlreadyRunning as error:
         report(f"failed supervisor {error}")
         log.error(str(error))

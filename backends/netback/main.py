@@ -63,7 +63,7 @@ async def _serve(
         await nursery.start(cancel_on_sigterm, nursery.cancel_scope)
         nursery.start_soon(_fail_without, hyp)
         nursery.start_soon(switch.follow_news)
-        networks = Networks(switch, paths.networks, nursery)
+        networks = Networks(switch, paths.networks, hyp, nursery)
         networks.load()
         await nursery.start(Control(networks, switch).listen, paths)
         async with bus.xenstore_of(paths.xenstored) as store:

@@ -1,22 +1,37 @@
-"""Netback's end of the user-mode uplink: starts the process of usernet.py, talks to it, watches it."""
+"""Netback's end of the user-mode uplink: starts the process of usernet.py, talks to it, watches it.
+
+Our ends of its two sockets lie in hyper's fd store. So it outlives a netback that was killed, with every
+connection through it, and the next netback goes on with it; it ends when they are taken out of the store.
+"""
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Protocol
 
 import msgpack
 import trio
 
 from backends.netback.config import Forward, UserNetwork
+from hyper.public.errors import HypervisorGone, NoSuchNode
 
 _MAX_MESSAGE = 65536
 _STOP_SECONDS = 3.0
+_ANSWER_SECONDS = 10.0
 _BUFFER_BYTES = 4 << 20
+
+
+class FdStore(Protocol):
+    """What keeps descriptors for a successor: hyper.guest's Hypervisor, or nothing."""
+
+    async def fd_put(self, name: str, fd: int) -> None: ...
+    async def fd_get(self, name: str) -> int | None: ...
+    async def fd_del(self, name: str) -> None: ...
 
 
 class NatError(Exception):
@@ -30,6 +45,7 @@ class UserNetProcess:
         self._frames = frames
         self._control = control
         self._turn = trio.Lock()
+        self._next_id = secrets.randbits(32)  # answers to a predecessor's questions are not ours
         self.nat: str | None = None
         self.why = ""
 
@@ -38,7 +54,7 @@ class UserNetProcess:
         return self._frames.detach()
 
     async def start(self, network: UserNetwork) -> None:
-        """Raises: NatError."""
+        """Raises: NatError; also when the process serves another network already."""
         answer = await self._ask(
             op="start", net=str(network.net), host=str(network.host), dns=str(network.dns),
             dhcp_start=str(network.dhcp_start), domain=network.domain, no_host=network.no_host,
@@ -71,23 +87,76 @@ class UserNetProcess:
 
     async def _ask(self, **request: Any) -> dict[str, Any]:
         async with self._turn:
+            self._next_id += 1
             try:
-                self._control.send(msgpack.packb(request))
-                await trio.lowlevel.wait_readable(self._control)
-                data = self._control.recv(_MAX_MESSAGE)
+                self._control.send(msgpack.packb({"id": self._next_id, **request}))
+                answer = await self._answer(self._next_id)
             except OSError as error:
                 raise NatError(f"the user-mode uplink's process is gone: {error}") from error
-        if not data:
+        if answer is None:
             raise NatError("the user-mode uplink's process is gone")
-        answer: dict[str, Any] = msgpack.unpackb(data)
         if answer["ret"]:
             raise NatError(answer["error"])
         return answer
 
+    async def _answer(self, number: int) -> dict[str, Any] | None:
+        with trio.move_on_after(_ANSWER_SECONDS):
+            while True:
+                await trio.lowlevel.wait_readable(self._control)
+                data = self._control.recv(_MAX_MESSAGE)
+                answer: dict[str, Any] | None = msgpack.unpackb(data) if data else None
+                if answer is None or answer["id"] == number:
+                    return answer
+        return None
+
 
 @asynccontextmanager
-async def user_net() -> AsyncIterator[tuple[UserNetProcess, trio.Process]]:
-    """Starts the process; it is gone when the block ends. Raises: OSError."""
+async def user_net(store: FdStore, name: str, network: UserNetwork) -> AsyncIterator[UserNetProcess]:
+    """The process of the network called `name`: the one a killed predecessor has left, or a new one.
+
+    It is gone when the block ends. Raises: OSError, NatError.
+    """
+    try:
+        async with AsyncExitStack() as stack:
+            process = await _left_behind(stack, store, name, network)
+            if process is None:
+                process = await stack.enter_async_context(_started(store, name))
+                await process.start(network)
+            yield process
+    finally:
+        with trio.CancelScope(shield=True):
+            await _forget(store, name)
+
+
+async def _left_behind(
+    stack: AsyncExitStack, store: FdStore, name: str, network: UserNetwork
+) -> UserNetProcess | None:
+    fds = [await store.fd_get(each) for each in _names(name)]
+    socks = [stack.enter_context(socket.socket(fileno=fd)) for fd in fds if fd is not None]
+    if len(socks) < len(fds):
+        return None
+    process = UserNetProcess(*socks)
+    try:
+        await process.start(network)
+    except NatError:
+        await _forget(store, name)
+        return None
+    return process
+
+
+def _names(name: str) -> tuple[str, str]:
+    """In hyper's fd store."""
+    return f"netback.user.{name}.frames", f"netback.user.{name}.control"
+
+
+async def _forget(store: FdStore, name: str) -> None:
+    for each in _names(name):
+        with suppress(NoSuchNode, HypervisorGone):
+            await store.fd_del(each)
+
+
+@asynccontextmanager
+async def _started(store: FdStore, name: str) -> AsyncIterator[UserNetProcess]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.setblocking(False)
@@ -95,24 +164,20 @@ async def user_net() -> AsyncIterator[tuple[UserNetProcess, trio.Process]]:
     with ours, control:
         with theirs, their_control:
             fds = theirs.fileno(), their_control.fileno()
+            module = "backends.netback.usernet"
             process = await trio.lowlevel.open_process(
-                [
-                    sys.executable,
-                    "-m",
-                    "backends.netback.usernet",
-                    "--frames",
-                    str(fds[0]),
-                    "--control",
-                    str(fds[1]),
-                ],
+                [sys.executable, "-m", module, "--frames", str(fds[0]), "--control", str(fds[1])],
                 stdin=subprocess.DEVNULL,
                 pass_fds=fds,
             )
         try:
-            yield UserNetProcess(ours, control), process
+            for each, sock in zip(_names(name), (ours, control)):
+                await store.fd_put(each, sock.fileno())
+            yield UserNetProcess(ours, control)
         finally:
-            control.close()
             with trio.CancelScope(shield=True):
+                await _forget(store, name)
+                control.close()
                 with trio.move_on_after(_STOP_SECONDS):
                     await process.wait()
                 if process.returncode is None:

@@ -24,7 +24,7 @@ from backends.netback.config import (
     parse_forward,
     parse_uplink,
 )
-from backends.netback.nat import NatError
+from backends.netback.nat import FdStore, NatError
 from backends.netback.uplinks import RunningUplink
 
 log = structlog.get_logger("netback")
@@ -45,8 +45,9 @@ class Attached:
 class RunningNetwork:
     """A network with its ports. `network` is the switch's."""
 
-    def __init__(self, config: NetworkConfig, switch: Switch) -> None:
+    def __init__(self, config: NetworkConfig, switch: Switch, store: FdStore) -> None:
         self.config = config
+        self.store = store
         self.network = Network(switch, ageing_s=config.ageing_s, storm_pps=config.storm_pps)
         self.attachments: dict[str, Attached] = {}
         self.uplinks = self._make_uplinks()
@@ -114,8 +115,9 @@ class RunningNetwork:
 class Networks:
     """All of them. Changes are written to `path` before they are answered."""
 
-    def __init__(self, switch: Switch, path: Path, nursery: trio.Nursery) -> None:
+    def __init__(self, switch: Switch, path: Path, store: FdStore, nursery: trio.Nursery) -> None:
         self._switch = switch
+        self._store = store
         self._path = path
         self._nursery = nursery
         self._running: dict[str, RunningNetwork] = {}
@@ -193,7 +195,7 @@ class Networks:
         self._write()
 
     def _start(self, config: NetworkConfig) -> RunningNetwork:
-        running = RunningNetwork(config, self._switch)
+        running = RunningNetwork(config, self._switch, self._store)
         self._running[config.name] = running
         self._nursery.start_soon(running.run)
         return running

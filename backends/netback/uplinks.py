@@ -20,7 +20,7 @@ import trio
 
 from backends.netback import binding
 from backends.netback.config import Forward, Uplink, parse_endpoint, user_network
-from backends.netback.nat import NatError, UserNetProcess, user_net
+from backends.netback.nat import FdStore, NatError, UserNetProcess, user_net
 
 if TYPE_CHECKING:
     from backends.netback.networks import RunningNetwork
@@ -113,6 +113,15 @@ class RunningUplink:
         """For the ports of a listener."""
         self._ports += 1
         return f"{self.name}.{self._ports}"
+
+    @property
+    def store(self) -> FdStore:
+        """Where descriptors survive us."""
+        return self._network.store
+
+    @property
+    def network_name(self) -> str:
+        return self._network.config.name
 
     def forwards(self) -> list[Forward]:
         """What the network wants forwarded."""
@@ -324,8 +333,7 @@ def _bring_up(name: str) -> None:
 
 
 async def _user(run: RunningUplink) -> None:
-    async with user_net() as (process, child):
-        await process.start(user_network(run.uplink.options))
+    async with user_net(run.store, run.network_name, user_network(run.uplink.options)) as process:
         caps = binding.VNET | (binding.BIG if process.nat else 0)
         with run.port(binding.DATAGRAM, process.take_frames(), caps=caps) as port:
             run.user = process
@@ -335,7 +343,7 @@ async def _user(run: RunningUplink) -> None:
                 await port.wait_error()
             finally:
                 run.user = None
-        raise UplinkError(f"the user-mode uplink's process has ended ({child.returncode})")
+    raise UplinkError("the user-mode uplink's process has ended")
 
 
 async def _apply_forwards(run: RunningUplink, process: UserNetProcess) -> str:

@@ -9,14 +9,17 @@ DHCP, forwards DNS and adds and removes forwards. It ends when either socket han
     {"op": "forward" | "unforward", "udp": bool, "host": .., "host_port": .., "guest": .., "guest_port": ..}
         -> {"ret": 0} or {"ret": -errno, "error": text}
     {"op": "leases"} -> {"ret": 0, "leases": {mac: address}}
+
+Every request has an "id", and its answer the same. "start" again with the same addresses, by a netback that
+follows a killed one, changes nothing; so does a forward that is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import os
-import select
 import socket
 import sys
 import time
@@ -65,6 +68,7 @@ class UserNet:
         self.version = ffi.string(version).decode() if version else None
         self.responder = Responder(network, time.monotonic, gateway=self.version is None)
         self._dns = trio.CapacityLimiter(_MAX_DNS)
+        self._forwards: dict[tuple[bool, str, int], tuple[str, int]] = {}
 
     async def run(self) -> None:
         """Until the switch hangs up."""
@@ -109,13 +113,18 @@ class UserNet:
     def forward(self, udp: bool, host: str, host_port: int, guest: str, guest_port: int) -> int:
         """0 or -errno."""
         target = IPv4Address(guest) if guest else self.network.dhcp_start
+        if self._forwards.get((udp, host, host_port)) == (guest, guest_port):
+            return 0
         result: int = lib.nat_forward(
             self._nat, udp, _raw(IPv4Address(host)), host_port, _raw(target), guest_port
         )
+        if not result:
+            self._forwards[udp, host, host_port] = guest, guest_port
         return result
 
     def unforward(self, udp: bool, host: str, host_port: int) -> int:
         """0 or -errno."""
+        self._forwards.pop((udp, host, host_port), None)
         result: int = lib.nat_unforward(self._nat, udp, _raw(IPv4Address(host)), host_port)
         return result
 
@@ -173,7 +182,7 @@ async def serve(frames: socket.socket, control: socket.socket) -> None:
     if first is None:
         return
     net = UserNet(network_of(first), frames)
-    control.send(msgpack.packb({"ret": 0, "nat": net.version, "why": net.why}))
+    control.send(msgpack.packb({"id": first["id"], "ret": 0, "nat": net.version, "why": net.why}))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_run_to_the_end, net, nursery.cancel_scope)
         try:
@@ -190,14 +199,18 @@ async def _run_to_the_end(net: UserNet, scope: trio.CancelScope) -> None:
 
 
 async def _answer(net: UserNet, request: dict[str, Any]) -> dict[str, Any]:
-    op = request.pop("op")
+    op, number = request.pop("op"), request.pop("id")
     if op == "leases":
-        return {"ret": 0, "leases": net.responder.leases()}
+        return {"id": number, "ret": 0, "leases": net.responder.leases()}
+    if op == "start":
+        if network_of(request) != net.network:
+            return {"id": number, "ret": -errno.EBUSY, "error": "it serves another network"}
+        return {"id": number, "ret": 0, "nat": net.version, "why": net.why}
     if op == "forward":
         result = await trio.to_thread.run_sync(lambda: net.forward(**request))
     else:
         result = await trio.to_thread.run_sync(lambda: net.unforward(**request))
-    return {"ret": result} if not result else {"ret": result, "error": os.strerror(-result)}
+    return {"id": number, "ret": result, "error": os.strerror(-result)}
 
 
 async def _receive(sock: socket.socket) -> dict[str, Any] | None:
@@ -210,12 +223,6 @@ async def _receive(sock: socket.socket) -> dict[str, Any] | None:
         except OSError:
             return None
         return msgpack.unpackb(data) if data else None
-
-
-def _end_with_parent(frames: socket.socket) -> None:
-    """Not PR_SET_PDEATHSIG: it goes by the parent's thread. The sockets tell."""
-    poller = select.poll()
-    poller.register(frames, 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

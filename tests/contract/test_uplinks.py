@@ -18,9 +18,28 @@ from backends.netback import uplinks
 from backends.netback.config import ConfigError, NetworkConfig, parse_uplink
 from backends.netback.nat import NatError
 from backends.netback.networks import Networks, RunningNetwork
+from hyper.public.errors import NoSuchNode
 from tests.vswitch_kit import BROADCAST, Bench, Plug, bench, frame, mac
 
 A, B = mac(1), mac(2)
+
+
+class Store:
+    """hyper's fd store, in a dict."""
+
+    def __init__(self) -> None:
+        self.fds: dict[str, int] = {}
+
+    async def fd_put(self, name: str, fd: int) -> None:
+        self.fds[name] = os.dup(fd)
+
+    async def fd_get(self, name: str) -> int | None:
+        return os.dup(self.fds[name]) if name in self.fds else None
+
+    async def fd_del(self, name: str) -> None:
+        if name not in self.fds:
+            raise NoSuchNode("fd_del", name=name)
+        os.close(self.fds.pop(name))
 
 
 class Table:
@@ -29,7 +48,8 @@ class Table:
     def __init__(self, bench: Bench, nursery: trio.Nursery, folder: Path) -> None:
         self.bench = bench
         self.nursery = nursery
-        self.networks = Networks(bench.switch, folder / "networks.json", nursery)
+        self.store = Store()
+        self.networks = Networks(bench.switch, folder / "networks.json", self.store, nursery)
 
     async def network(self, name: str, *texts: str) -> tuple[RunningNetwork, Plug]:
         running = await self.networks.create(NetworkConfig(name, uplinks=texts).check())
@@ -59,6 +79,7 @@ async def table(folder: Path) -> AsyncIterator[Table]:
             made.plugs.clear()
             for running in made_table.networks.all():
                 await made_table.networks.delete(running.config.name)
+            assert made_table.store.fds == {}
             nursery.cancel_scope.cancel()
         made.switch.stop()
 

@@ -140,7 +140,10 @@ def test_two_guests_the_host_and_a_killed_netback(
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         assert client.recv(100) == b"hello\n"
 
-    # SIGKILL with a transfer under way: states stay, the transfer comes to its end.
+    # SIGKILL with a transfer under way: states stay, it comes to its end, connections by NAT go on.
+    other.run("(sleep 60 | nc -l -p 7000 > /tmp/through-nat) >/dev/null 2>&1 & sleep 0.2")
+    through_nat = socket.create_connection(("127.0.0.1", port), timeout=10)
+    through_nat.sendall(b"before\n")
     receive(other)
     one.run(f"(send {addresses[1]} 5001 40 > /tmp/sum; echo done >> /tmp/sum) >/dev/null 2>&1 &")
     time.sleep(0.3)
@@ -151,6 +154,9 @@ def test_two_guests_the_host_and_a_killed_netback(
         time.sleep(0.2)
     assert received(other) == text.split()[0]
     assert pings(one, addresses[1]) and pings(other, "10.0.2.2")
+    through_nat.sendall(b"after\n")
+    assert other.run("sleep 1; cat /tmp/through-nat").output == "before\nafter\n"
+    through_nat.close()
     assert "connected" not in one.run("dmesg | grep -i 'xen_netfront.*error'").output
 
 
