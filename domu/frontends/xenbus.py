@@ -23,6 +23,7 @@ from hyper.public.xenbus import XenbusState, parse_state
 
 CLOSE_SECONDS = 2.0
 """How long a backend may take to close when the frontend does."""
+_PER_CONNECTION = ("ring-", "tx-ring-", "rx-ring-", "event-channel", "queue-", "multi-queue-")
 _OVER = (XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN)
 
 
@@ -91,11 +92,14 @@ class Device:
         return await self.xs.read_if_exists(f"{self.path}/{name}")
 
     async def publish(self, values: Mapping[str, object], state: XenbusState | None = None) -> None:
-        """Writes our nodes all at once, and then the state."""
+        """Writes our nodes all at once, in place of an earlier connection's, and then the state."""
         nodes = [Node(name, str(value)) for name, value in values.items()]
         written = [kept for node in nodes for kept in self.faults.apply(node)]
 
         async def write(tx: Transaction) -> None:
+            for name in await tx.directory(self.path):
+                if name.startswith(_PER_CONNECTION):
+                    await tx.rm(f"{self.path}/{name}")
             for name, value in written:
                 await tx.write(f"{self.path}/{name}", value)
 

@@ -245,14 +245,14 @@ async def test_the_backend_resizes_and_closes(tmp_path: Path) -> None:
             await trio.sleep(0.01)
 
 
-async def test_a_disk_is_opened_twice(tmp_path: Path) -> None:
+async def test_a_disk_is_opened_again_in_other_shapes(tmp_path: Path) -> None:
     async with paper_host(tmp_path) as host:
         folder = await host.add_device("vbd", XVDA, {"state": "1", **OFFERS}, {})
-        for _ in range(2):
+        for options in (Options(), Options(queues=3), Options(ring_page_order=0), Options(queues=2)):
             backend = PaperBlkback(host, folder, 64)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(backend.run, {})
-                async with host.domain.disk(XVDA) as disk:
+                async with host.domain.disk(XVDA, options) as disk:
                     assert len(await disk.read(0, 64)) == 32768
 
 
