@@ -144,7 +144,6 @@ class Server:
                 log.exception("connection ended by an error of hyper", domid=domid)
                 await _say_why(sock, "an error of hyper; see its log")
 
-
     @property
     def machine(self) -> Machine:
         return self._machine
@@ -160,19 +159,19 @@ class Server:
         ret, start = self._machine.adopt(domid, bank_bytes)
         if ret < 0 or start is None:
             return wire.encode_reply(ret), []
-        connection = self._machine.connect(domid)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        with contextlib.suppress(OSError):
-            ours.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
-        self._nursery.start_soon(self._serve_process, ours, connection)
-        return wire.encode_reply(0, process=dataclasses.asdict(start)), [theirs.detach()]
+        try:
+            process = _Process(self._machine, domid)
+        except (OSError, XenError) as error:
+            log.error("cannot connect an adopted domain", domid=domid, reason=str(error))
+            return wire.encode_reply(-XenErrno.EMFILE), []
+        self._nursery.start_soon(self._serve_process, process.sock, process.connection, process.hangup_fd)
+        return wire.encode_reply(0, process=dataclasses.asdict(start)), [process.theirs.detach()]
 
-    async def _serve_process(self, sock: socket.socket, connection: Connection) -> None:
-        """Until it hangs up, or its domain is destroyed."""
+    async def _serve_process(self, sock: socket.socket, connection: Connection, hangup_fd: int) -> None:
+        """Until it hangs up, or its domain is destroyed. Must not fail: nothing stands above."""
         assert self._nursery is not None
         watching = trio.CancelScope()
-        self._nursery.start_soon(_hang_up, os.dup(connection.hangup_fd), sock, watching)
+        self._nursery.start_soon(_hang_up, hangup_fd, sock, watching)
         try:
             await self._serve_session(sock, connection)
         finally:
@@ -186,10 +185,29 @@ async def _end(connection: Connection) -> None:
             await trio.lowlevel.checkpoint()
 
 
+class _Process:
+    """The parts of a new process domain's connection; all of them or none.
+
+    Raises: OSError, XenError.
+    """
+
+    def __init__(self, machine: Machine, domid: int) -> None:
+        with contextlib.ExitStack() as undo:
+            self.connection = undo.enter_context(machine.connect(domid))
+            self.sock, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(self.sock)
+            undo.enter_context(self.theirs)
+            self.hangup_fd = os.dup(self.connection.hangup_fd)
+            undo.pop_all()
+        self.sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
 async def _hang_up(hangup_fd: int, sock: socket.socket, watching: trio.CancelScope) -> None:
-    """Shuts `sock` down once `hangup_fd`, which is ours to close, is readable."""
+    """Shuts `sock` down once `hangup_fd`, which is ours to close, is readable. Must not fail."""
     try:
-        with watching:
+        with watching, contextlib.suppress(OSError):  # it may have been closed just now
             await trio.lowlevel.wait_readable(hangup_fd)
             sock.shutdown(socket.SHUT_RDWR)
     finally:
@@ -235,11 +253,11 @@ class _Session:
             pass
 
     async def _serve_next(self) -> bool:
+        if not self._is_dom0:
+            await self._keep_pace()
         packet, fds = await receive_packet(self._sock)
         if not packet:
             return False
-        if not self._is_dom0:
-            await self._keep_pace()
         try:
             request = wire.decode_request(packet, len(fds))
             if self._greeted == isinstance(request, wire.Hello):

@@ -25,7 +25,7 @@
 
 #define CHUNK_PORTS 128u
 #define CLOSED_AT_ONCE 32u
-#define MAX_PORT_FDS 256u /* ports of one unprivileged connection that have descriptors */
+#define MAX_PORT_FDS 128u /* ports of one unprivileged connection that have descriptors */
 
 enum port_state { ECS_FREE = 0, ECS_UNBOUND, ECS_INTERDOMAIN, ECS_VIRQ, ECS_IPI };
 

@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import random
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -411,7 +412,7 @@ async def test_all_ports_there_are(host: Host) -> None:
             while True:
                 ports.append(await guest.alloc_port(0))
         assert error.value.errno == lib.XEN_ENOSPC
-        assert len(ports) == 256
+        assert len(ports) == 128
         await ports[7].close()
         await guest.alloc_port(0)
 
@@ -452,6 +453,37 @@ async def test_calls_without_end_do_not_keep_a_domain_alive(host: Host) -> None:
         assert time.perf_counter() - began < 1
         await host.destroy_all()
         page.free()
+
+
+async def test_hanging_up_on_one_who_hangs_up(host: Host) -> None:
+    """A socket that had just been closed was shut down: an error that could end hyper."""
+    for _ in range(30):
+        image, sock = await host.create(64)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.xc.domain_destroy, image.domid)
+            sock.close()
+
+
+async def test_adoption_without_descriptors_left(host: Host) -> None:
+    """Whoever asks is told; hyper goes on, and the domain is there to be destroyed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(1, 6):
+        domid = await host.xc.domain_create(uuid4(), 1)
+        host.domids.append(domid)
+        await host.xc.max_mem(domid, 4096)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_first_free_fd() + spare, hard))
+        try:
+            with pytest.raises(XenError):
+                await host.hyp.adopt(domid, 1 << 20)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert await host.info(domid)
+
+
+def _first_free_fd() -> int:
+    fd = os.dup(0)
+    os.close(fd)
+    return fd
 
 
 async def test_a_process_that_just_dies(host: Host) -> None:
