@@ -50,6 +50,12 @@ int bitmap_to_guest(const struct xenctl_bitmap *map, uint64_t bits)
 
 /* ---- information ------------------------------------------------------------------------------------------------ */
 
+/* When the host lets them; what they may ask of us says whether they do. */
+static bool processes_run(struct domain *d)
+{
+    return !atomic_load(&d->pause_count) && !atomic_load(&d->is_shutting_down) && !atomic_load(&d->dying);
+}
+
 static void count_vcpus(struct domain *d, struct xen_domctl_getdomaininfo *info)
 {
     bool running = false, blocked = true;
@@ -67,8 +73,8 @@ static void count_vcpus(struct domain *d, struct xen_domctl_getdomaininfo *info)
         running |= v->sched.running;
     }
     unlock(&d->hv->sched_lock);
-    if (d->kind == DOMAIN_PROCESS) /* its processes run when the host lets them */
-        running = true, blocked = false;
+    if (d->kind == DOMAIN_PROCESS)
+        running = processes_run(d), blocked = false;
     info->flags |= (running ? XEN_DOMINF_running : 0) | (blocked ? XEN_DOMINF_blocked : 0);
 }
 
@@ -129,7 +135,7 @@ static int64_t getvcpuinfo(struct call *c)
     vcpu_runstate_get(v, &r);
     op->online = atomic_load(&v->online);
     op->blocked = atomic_load(&v->sched.blocked);
-    op->running = r.state == RUNSTATE_running || c->d->kind == DOMAIN_PROCESS;
+    op->running = c->d->kind == DOMAIN_PROCESS ? processes_run(c->d) : r.state == RUNSTATE_running;
     op->cpu_time = r.time[RUNSTATE_running];
     op->cpu = v->sched.pcpu;
     c->copyback = true;

@@ -302,6 +302,7 @@ async def test_a_paused_domain_is_held(host: Host) -> None:
     image, sock = await host.create(unpause=False)
     far = await host.hyp.bind_interdomain(image.domid, image.store_port)
     async with hyper.guest.attach(sock) as guest, trio.open_nursery() as nursery:
+        assert not (await host.xc.getdomaininfo(image.domid)).running
         with trio.fail_after(PATIENCE):
             await far.wait()
             port = await guest.open_port(image.store_port)
@@ -361,6 +362,8 @@ async def test_a_lost_connection_is_a_crash(host: Host) -> None:
     image, sock = await host.create()
     sock.close()
     assert await wait_for_shutdown(host, image.domid) == lib.SHUTDOWN_crash
+    info = await host.xc.getdomaininfo(image.domid)
+    assert (info.running, info.paused) == (False, False)  # it used to say that it runs
     assert "last process is gone" in await host.xc.readconsole()
 
 
