@@ -80,18 +80,17 @@ RUNNING = {
     "timerfd_settime": 286, "eventfd2": 290, "epoll_create1": 291, "dup3": 292, "pipe2": 293,
     "getrandom": 318, "membarrier": 324, "rseq": 334, "close_range": 436, "futex_waitv": 449,
 }  # fmt: skip
-"""Always allowed, x86-64 numbers. mmap, clone, ioctl, fcntl and tgkill are allowed with some arguments only."""
+"""Always allowed, x86-64 numbers. mmap, clone, fcntl, tgkill: with some arguments only."""
 
 IMPORTING = {
     "stat": 4, "lstat": 6, "pread64": 17, "access": 21, "getcwd": 79, "readlink": 89, "fstatfs": 138,
     "getdents64": 217, "newfstatat": 262, "readlinkat": 267, "faccessat": 269, "statx": 332,
     "faccessat2": 439,
 }  # fmt: skip
-"""Allowed as well while modules are read, with open and openat for reading, and what the next list needs."""
+"""Allowed as well while modules are read, with open and openat for reading and what ends this stage."""
 
-_MMAP, _IOCTL, _FCNTL, _TGKILL, _OPEN, _OPENAT, _PRCTL = 9, 16, 72, 234, 2, 257, 157
+_MMAP, _FCNTL, _TGKILL, _OPEN, _OPENAT, _PRCTL = 9, 72, 234, 2, 257, 157
 _MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
-_FIONBIO, _FIOCLEX = 0x5421, 0x5451
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)  # duplicate, get and set flags
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -181,7 +180,6 @@ def _program(more: list[Op], sections: Sequence[Op | Label]) -> bytes:
             Op(JEQ, _MMAP, "mmap"),
             Op(JEQ, CLONE, "clone"),
             Op(JEQ, CLONE3, "enosys"),
-            Op(JEQ, _IOCTL, "ioctl"),
             Op(JEQ, _FCNTL, "fcntl"),
             Op(JEQ, _TGKILL, "tgkill"),
             *(Op(JEQ, nr, "allow") for nr in RUNNING.values()),
@@ -201,10 +199,6 @@ def _program(more: list[Op], sections: Sequence[Op | Label]) -> bytes:
             Label("fcntl"),  # F_SETOWN would signal others
             Op(LD, argument(1)),
             *(Op(JEQ, command, "allow") for command in _FCNTL_COMMANDS),
-            refuse(errno.EPERM),
-            Label("ioctl"),
-            Op(LD, argument(1)),
-            *(Op(JEQ, command, "allow") for command in (_FIONBIO, _FIOCLEX)),
             refuse(errno.EPERM),
             Label("tgkill"),  # abort() and raise() only
             Op(LD, argument(0)),

@@ -25,7 +25,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -103,31 +103,33 @@ async def live(sock: socket.socket, spec: str, words: Sequence[str], told: TextI
 
     Raises: HypervisorGone when the domain is destroyed under us.
     """
-    async with hyper.guest.attach(sock) as hyp, domain(hyp, words) as here:
-        sys.stdout = sys.stderr = ConsoleFile(here.console)
-        confine.limit(DATA_BYTES, OPEN_FILES)
-        confine.allow_imports()
-        try:
-            main = load(spec)
-        except BaseException as error:
-            _say(told, f"failed: {_one_line(error)}")
-            print_error(error)
-            await _shut_down(here, ShutdownReason.CRASH)
-            return NOT_STARTED
-        _keep_sources()
-        _say(told, "ready")
-        told.close()
-        _silence(null)
-        confine.allow_running()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_with, hyp)
-            reason = await _run(main, here)
-            nursery.cancel_scope.cancel()
-        await _shut_down(here, reason)
+    power_button = trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
+    with power_button as presses:
+        async with hyper.guest.attach(sock) as hyp, domain(hyp, words) as here:
+            sys.stdout = sys.stderr = ConsoleFile(here.console)
+            confine.limit(DATA_BYTES, OPEN_FILES)
+            confine.allow_imports()
+            try:
+                main = load(spec)
+            except BaseException as error:
+                _say(told, f"failed: {_one_line(error)}")
+                print_error(error)
+                await _shut_down(here, ShutdownReason.CRASH)
+                return NOT_STARTED
+            _keep_sources()
+            _say(told, "ready")
+            told.close()
+            _silence(null)
+            confine.allow_running()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_with, hyp)
+                reason = await _run(main, here, presses)
+                nursery.cancel_scope.cancel()
+            await _shut_down(here, reason)
     return CRASHED if reason == ShutdownReason.CRASH else STARTED
 
 
-async def _run(main: Main, here: Domain) -> ShutdownReason:
+async def _run(main: Main, here: Domain, presses: AsyncIterator[int]) -> ShutdownReason:
     """main() until it returns, raises, or somebody asks the domain to end: it is cancelled then."""
     reason = ShutdownReason.POWEROFF
 
@@ -136,21 +138,20 @@ async def _run(main: Main, here: Domain) -> ShutdownReason:
         reason = await here.wait_shutdown()
         scope.cancel()
 
-    async def obey_signals(scope: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                scope.cancel()
+    async def obey_button(scope: trio.CancelScope) -> None:
+        async for _ in presses:
+            scope.cancel()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(obey, nursery.cancel_scope)
-        nursery.start_soon(obey_signals, nursery.cancel_scope)
+        nursery.start_soon(obey_button, nursery.cancel_scope)
         try:
             await main(here)
-        except trio.Cancelled:
-            raise
         except SystemExit as error:
             reason = ShutdownReason.CRASH if error.code else ShutdownReason.POWEROFF
         except BaseException as error:
+            if all(isinstance(leaf, trio.Cancelled) for leaf in leaves(error)):
+                raise  # asked to end, it has
             print_error(error)
             reason = ShutdownReason.CRASH
         nursery.cancel_scope.cancel()

@@ -58,6 +58,8 @@ class Port:
                 raise trio.ClosedResourceError(f"port {self.number} is closed")
             try:
                 await trio.lowlevel.wait_readable(self._upcall)
+                if self._upcall < 0:  # closed by a task that ran before us
+                    continue
                 os.read(self._upcall, _DRAIN_BYTES)
                 return
             except BlockingIOError:
