@@ -4,6 +4,7 @@ served, and the end of its connection leaves nothing behind.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -90,3 +91,19 @@ def _ring(bell: object, count: int) -> None:
         bell.send(b"x" * count)  # type: ignore[attr-defined]
     except OSError:
         pass  # it has ended already, or does not read just now
+
+
+def test_every_call_of_a_process_domain(machine: Machine, domid: int) -> None:
+    """Each number and command, on zeroes and on noise in the arena: an answer, and Dom0 goes on."""
+    noise = random.Random(1)
+    with Process(machine) as dom0, open_ring(dom0) as ring, Process(machine, domid) as hostile:
+        at, arena = hostile.buffer(64 << 10)
+        for nr in range(64):
+            for command in [*range(64), -1]:
+                for fill in (bytes(256), noise.randbytes(256), bytes([noise.randrange(4), 0]) * 128):
+                    arena[:256] = fill
+                    for args in ((command, at, 1, 0x7FF0), (at, command, 0, 0), (command, 1, at, 0)):
+                        hostile.raw(nr, *(arg & (1 << 64) - 1 for arg in args))
+        assert ring.hypercall(abi.nr.xen_version, 0, 0) == VERSION
+        info = dom0.domctl("getdomaininfo", domid).u.getdomaininfo
+        assert info.domain == domid

@@ -62,16 +62,18 @@ static inline uint64_t thread_cpu_ns(void)
 
 struct process { hv_conn_t *conn; uint8_t *arena; uint32_t next; };
 
-static inline void process_start(struct process *p, hv_t *hv)
+static inline void process_start_as(struct process *p, hv_t *hv, uint16_t domid)
 {
     int fd = memfd_create("arena", MFD_ALLOW_SEALING | MFD_CLOEXEC);
     CHECK(!ftruncate(fd, ARENA_BYTES) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW));
     p->arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     CHECK(p->arena != MAP_FAILED);
     p->next = PAGE;
-    CHECK(!hv_conn_create(hv, 0, &p->conn) && !hv_conn_set_arena(p->conn, fd, ARENA_BYTES));
+    CHECK(!hv_conn_create(hv, domid, &p->conn) && !hv_conn_set_arena(p->conn, fd, ARENA_BYTES));
     close(fd);
 }
+
+static inline void process_start(struct process *p, hv_t *hv) { process_start_as(p, hv, 0); }
 
 static inline void process_end(struct process *p)
 {

@@ -150,11 +150,41 @@ static void process_domains_come_and_go(void)
     machine_end(&m);
 }
 
+/* ---- any call --------------------------------------------------------------------------------------------------- */
+
+/* What a process domain may not ask, or asks with noise for arguments, leads nowhere: some calls took a vCPU for granted. */
+static void every_call_of_a_process_domain(void)
+{
+    struct machine m;
+    struct process p;
+    struct hv_process start;
+    machine_start(&m, 1);
+    uint16_t domid = create_domain(&m.dom0, 1);
+    CHECK(!hv_adopt(m.hv, domid, 1 << 20, &start));
+    simple_domctl(&m.dom0, XEN_DOMCTL_unpausedomain, domid);
+    process_start_as(&p, m.hv, domid);
+    srand(1);
+    for (uint64_t nr = 0; nr < 64; nr++)
+        for (uint64_t n = 0; n < 64 * 9; n++) {
+            uint8_t noise[256] = {0};
+            for (unsigned i = 0; n % 3 && i < sizeof(noise); i++)
+                noise[i] = n % 3 == 1 ? (uint8_t)rand() : (uint8_t)(i % 2 ? 0 : rand() % 4);
+            uint64_t at = give(&p, noise, sizeof(noise)), command = n / 9;
+            n / 3 % 3 == 0   ? call(&p, nr, command, at, 1, DOMID_SELF)
+            : n / 3 % 3 == 1 ? call(&p, nr, at, command, 0, 0)
+                             : call(&p, nr, command, 1, at, 0);
+        }
+    process_end(&p);
+    destroy_domain(&m.dom0, domid);
+    machine_end(&m);
+}
+
 /* ---- which one -------------------------------------------------------------------------------------------------- */
 
 #define T(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } tests[] = {
     T(process_domains_come_and_go),
+    T(every_call_of_a_process_domain),
 };
 
 int main(int argc, char **argv)
