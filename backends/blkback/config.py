@@ -77,7 +77,7 @@ def _target(kind: str, params: str) -> tuple[str, str, bool, bool]:
         return "raw", path, False, name == "aio"
     if kind not in ("phy", "file", ""):
         raise DeviceError(f"type is {kind!r}; there are phy, file, tap, {', '.join(REMOTE)}")
-    return "raw", params, False, False
+    return "raw", params, False, True
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ def disk(kind: str, params: str, **more: str) -> DiskConfig:
 @pytest.mark.parametrize(
     ("kind", "params", "image_format", "target", "remote", "direct"),
     [
-        ("phy", "/dev/vg/lv", "raw", "/dev/vg/lv", False, False),
-        ("file", "/images/a b.img", "raw", "/images/a b.img", False, False),
+        ("phy", "/dev/vg/lv", "raw", "/dev/vg/lv", False, True),
+        ("file", "/images/a b.img", "raw", "/images/a b.img", False, True),
         ("tap", "aio:/a.img", "raw", "/a.img", False, True),
         ("tap", "raw:/a.img", "raw", "/a.img", False, False),
         ("tap", "qcow2:/a.qcow2", "qcow2", "/a.qcow2", False, False),
@@ -43,7 +43,7 @@ def test_targets(kind: str, params: str, image_format: str, target: str, remote:
 def test_modes_and_options() -> None:
     assert disk("file", "/a", mode="r").read_only
     assert disk("file", "/a").exclusive and not disk("file", "/a", mode="w!").exclusive
-    assert disk("file", "/a", **{"direct-io-safe": "1"}).direct
+    assert disk("tap", "raw:/a", **{"direct-io-safe": "1"}).direct
     assert not disk("file", "/a", **{"discard-enable": "0"}).discard
     cdrom = disk("file", "/a.iso", **{"device-type": "cdrom"})
     assert cdrom.cdrom and cdrom.read_only
