@@ -10,10 +10,11 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import stat
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import trio
 from backends.blkback.config import SECTOR_BYTES, DiskConfig
 from backends.blkback.locks import life_byte, lock_image, take_life
 from backends.blkback.nbd import Export, NbdError
-from backends.blkback.qsd import StorageDaemon, make_folder
+from backends.blkback.qsd import Place, StorageDaemon
 from backends.bus import DeviceError
 
 log = structlog.get_logger("blkback")
@@ -46,6 +47,10 @@ class Backing(ABC):
     identity: tuple[int, int] | None = None
     """Of the file, to find out who else has it."""
     path = ""
+    caches_tables = False
+    """Answered writes may be lost with its server's life, until they are flushed."""
+    is_successor = False
+    """Its server has died together with a predecessor of this daemon."""
 
     @abstractmethod
     async def nr_sectors(self) -> int:
@@ -128,15 +133,16 @@ class NbdBacking(Backing):
 
     kind = "nbd"
 
-    def __init__(self, disk: DiskConfig, daemon: StorageDaemon, folder: Path) -> None:
+    def __init__(self, disk: DiskConfig, place: Place) -> None:
         self.path = disk.target
         self.read_only = disk.read_only
-        self._daemon = daemon
-        self._folder = folder
+        self.caches_tables = disk.format == "qcow2"
+        self._daemon = StorageDaemon(disk, place)
+        self._folder = place.folder
 
-    async def open(self) -> None:
+    async def open(self, *, resuming: bool) -> None:
         """Raises: DeviceError."""
-        await self._daemon.start()
+        self.is_successor = not await self._daemon.open(resuming=resuming) and resuming
         sock, export = await self._connect()
         os.close(sock)
         self.read_only = self.read_only or export.read_only
@@ -155,10 +161,8 @@ class NbdBacking(Backing):
         await self._daemon.restart()
 
     async def close(self) -> None:
-        await self._daemon.stop()
-        for path in self._folder.iterdir():
-            path.unlink(missing_ok=True)
-        self._folder.rmdir()
+        await self._daemon.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _connect(self) -> tuple[int, Export]:
         try:
@@ -168,29 +172,32 @@ class NbdBacking(Backing):
 
 
 @asynccontextmanager
-async def open_backing(disk: DiskConfig, name: str, folder: Path) -> AsyncIterator[Backing]:
-    """Opens and locks the disk of device `name` (unique on this machine); `folder` is for children's sockets.
+async def open_backing(
+    disk: DiskConfig, name: str, place: Place, *, resuming: bool, stays: Callable[[], bool]
+) -> AsyncIterator[Backing]:
+    """Opens and locks the disk of device `name` (unique on this machine); `place` is for its server if it
+    needs one. At the end that goes too, unless `stays`: a successor of ours will take it over.
 
     Raises: DeviceError; ImageLocked.
     """
-    backing = await _open(disk, name, folder)
+    backing = await _open(disk, name, place, resuming)
     try:
         yield backing
     finally:
         with trio.CancelScope(shield=True):
-            await backing.close()
+            if not (isinstance(backing, NbdBacking) and stays()):
+                await backing.close()
 
 
-async def _open(disk: DiskConfig, name: str, folder: Path) -> Backing:
+async def _open(disk: DiskConfig, name: str, place: Place, resuming: bool) -> Backing:
     if not disk.target:
         return NoMedium()
     if disk.remote or disk.format != "raw":
         if not disk.remote and not os.path.exists(disk.target):  # noqa: ASYNC240
             raise DeviceError(f"{disk.target}: no such file")
-        place = make_folder(folder)
-        backing = NbdBacking(disk, StorageDaemon(disk, place), place)
+        backing = NbdBacking(disk, place)
         try:
-            await backing.open()
+            await backing.open(resuming=resuming)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await backing.close()

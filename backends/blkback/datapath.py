@@ -35,6 +35,8 @@ class Statistics:
     errors: int = 0
     persistent_grants: int = 0
     in_flight: int = 0
+    unflushed: int = 0
+    """Writes since the last flush."""
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -120,6 +122,12 @@ def journal_bytes(nr_pages: int, protocol: int) -> int:
     """How long a queue's journal is."""
     nbytes: int = lib.blk_journal_bytes(ring_entries(nr_pages, protocol))
     return nbytes
+
+
+def journal_unflushed(fd: int) -> int:
+    """Writes in a predecessor's journal that no flush has followed."""
+    count: int = lib.blk_journal_unflushed(fd)
+    return count
 
 
 class Queue:

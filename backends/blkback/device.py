@@ -8,6 +8,7 @@ changed, and so a killed daemon's successor goes on.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from backends.blkback import qsd
 from backends.blkback.backing import Backing, open_backing
 from backends.blkback.config import (
     MAX_PERSISTENT,
@@ -24,9 +26,17 @@ from backends.blkback.config import (
     QueueConfig,
     backend_nodes,
 )
-from backends.blkback.datapath import Engine, Queue, QueueParameters, Statistics, journal_bytes
+from backends.blkback.datapath import (
+    Engine,
+    Queue,
+    QueueParameters,
+    Statistics,
+    journal_bytes,
+    journal_unflushed,
+)
 from backends.blkback.journals import Journals, journal_name
 from backends.blkback.locks import ImageLocked
+from backends.blkback.qsd import Place
 from backends.bus import DeviceError, Link, run_connections
 from hyper.guest import Mapping, Port
 from hyper.public.xenbus import XenbusState
@@ -44,11 +54,25 @@ class Environment:
     engine: Engine
     journals: Journals
     folder: Path
-    """For children's sockets."""
+    """For the storage daemons."""
+    hyper_lock: Path
     max_queues: int
     ending: bool = False
     """The daemon ends and will have a successor: devices stay connected in XenStore, journals stay."""
     devices: dict[tuple[int, int], BlockDevice] = field(default_factory=dict)
+
+    def place(self, domid: int, devid: int) -> Place:
+        """Of the device's storage daemon."""
+        return Place(self.folder / f"{domid}.{devid}", self.hyper_lock)
+
+    async def sweep(self, present: set[tuple[int, int]]) -> None:
+        """Ends and removes what a predecessor has left of devices that are not there any more."""
+        await self.journals.sweep(present)
+        for folder in self.folder.glob("*.*"):
+            domid, _, devid = folder.name.partition(".")
+            if domid.isdigit() and devid.isdigit() and (int(domid), int(devid)) not in present:
+                await qsd.end(Place(folder, self.hyper_lock))
+                shutil.rmtree(folder, ignore_errors=True)
 
     def holder(self, path: str) -> str:
         """Which device of ours has the file, in words."""
@@ -117,7 +141,14 @@ class BlockDevice:
         self._resize_done = nodes.get("resize-done", "")
         unique = f"{self._env.host}/{self.link.frontend_domid}/{self.link.devid}"
         try:
-            self.backing = await stack.enter_async_context(open_backing(disk, unique, self._env.folder))
+            opening = open_backing(
+                disk,
+                unique,
+                self._env.place(self.link.frontend_domid, self.link.devid),
+                resuming=self.link.resuming,
+                stays=lambda: self._env.ending,
+            )
+            self.backing = await stack.enter_async_context(opening)
         except ImageLocked as error:
             raise DeviceError(f"{disk.target}: {error}{self._env.holder(disk.target)}") from None
         self._nr_sectors = await self.backing.nr_sectors()
@@ -216,6 +247,8 @@ class BlockDevice:
                 fd = await self._env.journals.find(name, nbytes)
                 if fd is None:
                     raise DeviceError(f"queue {index}: nothing is known of what was under way")
+                if self.backing and self.backing.is_successor and journal_unflushed(fd):
+                    self._refuse_to_guess(journal_unflushed(fd))
             else:
                 fd = await self._env.journals.make(name, nbytes)
             stack.callback(os.close, fd)
@@ -283,9 +316,18 @@ class BlockDevice:
             if not queue.state().lost:
                 return
             self.link.log.warning("the disk's server is gone; another is started", path=self.backing.path)
+            self._refuse_to_guess(sum(each.statistics().unflushed for each in self._queues))
             await self.backing.restart()
             for each in self._queues:
                 each.replace(await self.backing.queue_fd())
+
+    def _refuse_to_guess(self, unflushed: int) -> None:
+        """Raises: DeviceError when answered writes may be lost: the guest must not go on as if they were
+        there.
+        """
+        if unflushed and self.backing and self.backing.caches_tables:
+            text = f"{self.backing.path}: its storage daemon died with {unflushed} writes not flushed"
+            raise DeviceError(text + "; the image may lack them")
 
     # --- statistics
 

@@ -14,6 +14,7 @@
 #include "journal.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #define STORE(place, value) __atomic_store_n(&(place), (value), __ATOMIC_RELEASE)
 
@@ -66,6 +67,19 @@ uint32_t journal_answer(struct journal *journal, uint32_t slot, const struct blk
     STORE(journal->rsp_prod, index + 1);
     STORE(s->busy, 0);
     return index;
+}
+
+void journal_written(struct journal *journal) { STORE(journal->written, journal->written + 1); }
+
+void journal_flushed(struct journal *journal, uint32_t written) { STORE(journal->flushed, written); }
+
+uint32_t blk_journal_unflushed(int fd)
+{
+    struct journal header;
+
+    if (pread(fd, &header, sizeof(header), 0) != sizeof(header))
+        return 0;
+    return header.written - header.flushed;
 }
 
 static bool passed(uint32_t index, uint32_t by) { return (int32_t)(by - index) > 0; }

@@ -25,12 +25,16 @@ struct journal {
     uint32_t nr_entries, protocol;
     uint32_t req_cons; /* requests before this one are in slots, or answered */
     uint32_t rsp_prod; /* answers before this one are in rsp[] */
-    uint8_t pad[JOURNAL_HEADER_BYTES - 24];
+    uint32_t written; /* writes that are done */
+    uint32_t flushed; /* of these, on stable storage for sure; see queue.c */
+    uint8_t pad[JOURNAL_HEADER_BYTES - 32];
     struct blkif_response rsp[]; /* nr_entries, by index modulo that; struct journal_slot[nr_entries] behind them */
 };
 
 /* cffi: begin */
 uint32_t blk_journal_bytes(uint32_t nr_entries);
+/* Writes that were answered, and no flush since then, by the journal in `fd`. */
+uint32_t blk_journal_unflushed(int fd);
 /* cffi: end */
 
 void journal_init(struct journal *journal, uint32_t nr_entries, enum blk_protocol protocol);
@@ -44,6 +48,10 @@ void journal_take(struct journal *journal, uint32_t req_cons);
 
 /* Answers `slot`: from now on the answer, and not the request, is what a successor owes. Returns its index. */
 uint32_t journal_answer(struct journal *journal, uint32_t slot, const struct blkif_response *response);
+
+/* A write, or a flush begun when `written` was so high, is done. */
+void journal_written(struct journal *journal);
+void journal_flushed(struct journal *journal, uint32_t written);
 
 /* For a successor: whether `slot` holds a request that is to be done again; frees it if not. */
 bool journal_recover(struct journal *journal, uint32_t slot);

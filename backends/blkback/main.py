@@ -40,12 +40,14 @@ async def serve(paths: HostPaths, ready_fd: int | None = None) -> None:
             journals = Journals(hyp)
             await journals.open()
             max_queues = min(MAX_QUEUES, len(os.sched_getaffinity(0)))
-            env = Environment(paths.name, shared, journals, paths.runtime / "blkback", max_queues)
+            env = Environment(
+                paths.name, shared, journals, paths.runtime / "blkback", paths.control_lock, max_queues
+            )
             async with bus.xenstore_of(paths.xenstored) as store, trio.open_nursery() as nursery:
                 await nursery.start(_cancel_on_signal, env, nursery.cancel_scope)
                 nursery.start_soon(_fail_without, hyp)
                 await nursery.start(_serve_devices, store, hyp, env)
-                await journals.sweep(await bus.devices(store, "vbd"))
+                await env.sweep(await bus.devices(store, "vbd"))
                 log.info("serving", host=paths.name, io_uring=shared.io_uring)
                 announce_ready(ready_fd)
             journals.close()

@@ -1,7 +1,9 @@
-"""qemu-storage-daemon: a child of ours for each disk in a format of QEMU's, or behind a network.
+"""qemu-storage-daemon: one for each disk in a format of QEMU's, or behind a network.
 
-It opens the image (taking QEMU's locks), and serves it to us as NBD on a unix socket. It dies with us; who
-comes after us starts another, which gets the image's lock when the old one's I/O is over.
+It opens the image (taking QEMU's locks), and serves it to us as NBD on a unix socket. It outlives us: a
+format like qcow2 keeps tables in memory, and a write that was answered must not be lost with them when we are
+killed. Who comes after us takes it over, and so waits until what it was doing for us is over. When hyper is
+gone it is told to end, by a `flock` that waits for hyper's lock.
 """
 
 from __future__ import annotations
@@ -9,145 +11,198 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
-import tempfile
 import urllib.parse
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 
+from backends.blkback import qmp
 from backends.blkback.config import DiskConfig
 from backends.blkback.nbd import Export, NbdError, connect
 from backends.bus import DeviceError
 
 PROGRAM = "qemu-storage-daemon"
 EXPORT = "disk"
+_EXPORT_ID = "e"
 _START_SECONDS = 15.0
-_LOCK_SECONDS = 5.0
-"""How long a killed predecessor's image may stay locked."""
+_ADOPT_SECONDS = 30.0
+"""How long I/O that was under way for a killed predecessor may take."""
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.01
+# The daemon, and beside it one that ends it when the lock of $0, hyper's, is free.
+_GUARDED = """lock=$0
+"$@" & daemon=$!
+flock "$lock" kill "$daemon" & guard=$!
+wait "$daemon"; status=$?
+kill "$guard"; exit "$status"
+"""
 
 Node = dict[str, Any]
+log = structlog.get_logger("blkback")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a daemon's socket, control socket and log are; and the lock that hyper holds while it lives."""
+
+    folder: Path
+    hyper_lock: Path
+
+    @property
+    def nbd(self) -> Path:
+        return self.folder / "nbd"
+
+    @property
+    def control(self) -> Path:
+        return self.folder / "qmp"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
 
 
 class StorageDaemon:
-    """One child. `start`, then any number of connect(); `stop` at the end."""
+    """The daemon of one disk."""
 
-    def __init__(self, disk: DiskConfig, folder: Path) -> None:
+    def __init__(self, disk: DiskConfig, place: Place) -> None:
         self._disk = disk
-        self._folder = folder
-        self._socket = folder / "nbd.sock"
-        self._log = folder / "log"
+        self._place = place
         self._process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> None:
-        """Returns when it serves. Waits for a lock that a predecessor may still have.
+    async def open(self, *, resuming: bool) -> bool:
+        """Starts one, or takes over what a killed predecessor has left. True: it was taken over.
 
         Raises: DeviceError, with what it said.
         """
-        deadline = trio.current_time() + _LOCK_SECONDS
-        while True:
-            said = await self._try()
-            if said is None:
-                return
-            if "lock" not in said or trio.current_time() >= deadline:
-                raise DeviceError(f"{self._disk.target}: {said}")
-            await trio.sleep(0.05)
+        self._place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if resuming and await self._adopt():
+            return True
+        await self.close()
+        await self._start()
+        return False
 
     async def connect(self) -> tuple[int, Export]:
         """A socket for one queue. Raises: OSError, NbdError."""
-        return await connect(str(self._socket), EXPORT)
+        return await connect(str(self._place.nbd), EXPORT)
 
     async def restart(self) -> None:
-        """After it has died, or has stopped answering. Raises: DeviceError."""
-        await self._end()
-        await self.start()
+        """After it has died, or broken a connection. Raises: DeviceError."""
+        await self.close()
+        await self._start()
 
-    async def stop(self) -> None:
-        """Lets it finish and write what it has to; not interrupted."""
+    async def close(self) -> None:
+        """Lets it write what it has to, and end; not interrupted. No daemon is left at this place."""
         with trio.CancelScope(shield=True):
-            await self._end()
+            await end(self._place)
+            while self._process is not None and self._process.poll() is None:  # noqa: ASYNC110
+                await trio.sleep(_POLL_SECONDS)
+            self._process = None
 
-    async def _try(self) -> str | None:
-        """None when it serves, else what it said at its end."""
-        self._socket.unlink(missing_ok=True)
-        with self._log.open("wb") as log:
-            # By ourselves and not by trio: the parent-death signal is that of the thread that started it.
+    async def _adopt(self) -> bool:
+        try:
+            with trio.fail_after(_ADOPT_SECONDS):
+                async with qmp.connect(str(self._place.control)) as control:
+                    # The export is gone when its last request is over, the predecessor's.
+                    await control.command("block-export-del", id=_EXPORT_ID, mode="hard")
+                    await control.wait_event("BLOCK_EXPORT_DELETED")
+                    await control.command("block-export-add", **export(self._disk))
+        except (OSError, qmp.QmpError, trio.TooSlowError) as error:
+            log.warning(
+                "a predecessor's daemon cannot be taken over", path=self._disk.target, reason=str(error)
+            )
+            return False
+        return True
+
+    async def _start(self) -> None:
+        """Raises: DeviceError."""
+        for path in (self._place.nbd, self._place.control):
+            path.unlink(missing_ok=True)
+        with self._place.log.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: ASYNC220
-                command(self._disk, self._socket),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, close_fds=True, start_new_session=True,
-            )  # fmt: skip
+                command(self._disk, self._place),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         deadline = trio.current_time() + _START_SECONDS
         while self._process.poll() is None:
             try:
-                await self._probe()
-                return None
+                sock, _ = await self.connect()
+                os.close(sock)
+                return
             except (OSError, NbdError) as error:
                 if trio.current_time() >= deadline:
-                    await self._end()
-                    return f"{PROGRAM} does not answer: {error}"
+                    raise DeviceError(f"{self._disk.target}: {PROGRAM} does not answer: {error}") from error
             await trio.sleep(_POLL_SECONDS)
-        return self._last_words()
-
-    async def _probe(self) -> None:
-        sock, _ = await self.connect()
-        os.close(sock)
+        raise DeviceError(f"{self._disk.target}: {self._last_words()}")
 
     def _last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        said = lines[-1].removeprefix(f"{PROGRAM}: ") if lines else f"{PROGRAM} ended without a word"
+        lines = self._place.log.read_text(errors="replace").strip().splitlines()
+        said = next((line for line in lines if PROGRAM in line), "") or f"{PROGRAM} ended without a word"
+        said = said.rpartition(f"{PROGRAM}: ")[2]
         if "nknown driver" in said or "nvalid parameter" in said:
             said += "; Debian's package qemu-block-extra has drivers for remote disks"
         return said
 
-    async def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        for kill, seconds in ((process.terminate, _STOP_SECONDS), (process.kill, _STOP_SECONDS)):
-            if process.poll() is None:
-                kill()
-            if await _ended_within(process, seconds):
+
+async def end(place: Place) -> None:
+    """Ends the daemon at `place`, if there is one, gently at first."""
+    try:
+        async with qmp.connect(str(place.control)) as control:
+            pid = control.pid
+            pidfd = os.pidfd_open(pid)
+            try:
+                await control.command("quit")
+            except qmp.QmpError:
+                pass  # it has hung up: it does
+    except (OSError, qmp.QmpError):
+        return  # nobody is there
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL, 0):
+            with trio.move_on_after(_STOP_SECONDS):
+                await trio.lowlevel.wait_readable(pidfd)
                 return
+            signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
 
 
-async def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    with trio.move_on_after(seconds):
-        while process.poll() is None:  # noqa: ASYNC110
-            await trio.sleep(_POLL_SECONDS)
-    return process.poll() is not None
-
-
-def make_folder(parent: Path) -> Path:
-    """A folder for one child's socket and log."""
-    parent.mkdir(mode=0o700, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=parent))
-
-
-def command(
-    disk: DiskConfig, nbd_socket: Path, which: Callable[[str], str | None] = shutil.which
-) -> list[str]:
-    """The child's command line.
+def command(disk: DiskConfig, place: Place, which: Callable[[str], str | None] = shutil.which) -> list[str]:
+    """The daemon's command line.
 
     Raises: DeviceError when it is not installed.
     """
-    program, setpriv = which(PROGRAM), which("setpriv")
+    program = which(PROGRAM)
     if program is None:
         raise DeviceError(
             f"{disk.target}: this needs {PROGRAM}, which is not installed (Debian: qemu-system-common)"
         )
-    dying = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
-    export = {"type": "nbd", "id": "e", "node-name": EXPORT, "name": EXPORT, "writable": not disk.read_only}
-    server = {"addr": {"type": "unix", "path": str(nbd_socket)}, "max-connections": 0}
+    guard = ["sh", "-c", _GUARDED, str(place.hyper_lock)] if which("flock") else []
+    server = {"addr": {"type": "unix", "path": str(place.nbd)}, "max-connections": 0}
     return [
-        *dying, program,
+        *guard, program,
         *(word for node in blockdevs(disk) for word in ("--blockdev", json.dumps(node))),
         "--nbd-server", json.dumps(server),
-        "--export", json.dumps(export),
+        "--export", json.dumps(export(disk)),
+        "--chardev", f"socket,id=qmp,path={str(place.control).replace(',', ',,')},server=on,wait=off",
+        "--monitor", "chardev=qmp",
     ]  # fmt: skip
+
+
+def export(disk: DiskConfig) -> Node:
+    """The NBD export, as block-export-add has it."""
+    return {
+        "type": "nbd", "id": _EXPORT_ID, "node-name": EXPORT, "name": EXPORT, "writable": not disk.read_only,
+    }  # fmt: skip
 
 
 def blockdevs(disk: DiskConfig) -> list[Node]:
@@ -159,7 +214,7 @@ def blockdevs(disk: DiskConfig) -> list[Node]:
     common: Node = {
         "read-only": disk.read_only,
         "discard": "unmap" if disk.discard else "ignore",
-        "cache": {"direct": disk.direct, "no-flush": False},
+        "cache": {"direct": disk.direct and not disk.remote, "no-flush": False},
     }
     node_below = {**source, "node-name": "source", **common}
     return [node_below, {"driver": disk.format, "file": "source", "node-name": EXPORT, **common}]

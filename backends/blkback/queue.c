@@ -16,6 +16,11 @@
  * nothing starts before it is done. A request is up to two steps of I/O: a barrier is write, flush; a flush with data is
  * flush, write.
  *
+ * An NBD server may keep what a format needs (qcow2's tables) in memory until a flush. So writes since the last flush are
+ * counted, in the journal too: if the server dies with some, they may be lost and the control side ends the device. To make
+ * that rare, and not to leave it to the guest, a queue flushes by itself a moment after the last write, and at least every
+ * second.
+ *
  * Grants that are not kept are unmapped, all at once, before the answers are published: the frontend may end their access
  * at that moment.
  */
@@ -30,11 +35,14 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "journal.h"
 
 #define NO_STEP (-1)
+#define FLUSH_IDLE_MS 100
+#define FLUSH_NS 1000000000ull
 #define COMMIT_AGAIN_MS 1000 /* a kernel short of memory may not have taken what was submitted */
 
 struct inflight {
@@ -45,6 +53,7 @@ struct inflight {
     bool barrier;
     bool under_way; /* the engine has it */
     uint32_t slot, nr_grants;
+    uint32_t written; /* when its flush began */
     struct inflight *next;
     struct grant *grant[MAX_SEGMENTS];
     struct iovec iov[MAX_SEGMENTS];
@@ -76,6 +85,8 @@ struct blk_queue {
     struct inflight *inflight; /* [nr_entries], by journal slot */
     uint32_t nr_free, *free_slot;
     struct fifo held, done;
+    struct inflight own_flush; /* nobody's request */
+    uint64_t own_flush_ns;     /* when the last one began */
     struct blk_statistics statistics; /* atomic, each */
     pthread_t thread;
 };
@@ -177,6 +188,7 @@ static bool answer(struct blk_queue *q)
 static void submit(struct blk_queue *q, struct inflight *f, enum io_kind kind)
 {
     f->io.kind = kind;
+    f->written = q->journal->written;
     f->io.offset = f->request.sector << SECTOR_SHIFT;
     f->io.bytes = kind == IO_FLUSH ? 0 : f->request.nr_sectors << SECTOR_SHIFT;
     q->engine->ops->submit(q->engine, &f->io);
@@ -359,10 +371,49 @@ static int status_of(int result)
     return result == -EOPNOTSUPP ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR;
 }
 
+static void note_durability(struct blk_queue *q, const struct inflight *f)
+{
+    if (f->io.result)
+        return;
+    if (f->io.kind == IO_FLUSH)
+        journal_flushed(q->journal, f->written);
+    else if (f->io.kind != IO_READ)
+        journal_written(q->journal);
+    __atomic_store_n(&q->statistics.unflushed, q->journal->written - q->journal->flushed, __ATOMIC_RELAXED);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static bool wants_flush(const struct blk_queue *q)
+{
+    return q->nbd && q->statistics.unflushed && !q->own_flush.under_way;
+}
+
+static void flush_by_itself(struct blk_queue *q)
+{
+    q->own_flush_ns = now_ns();
+    q->own_flush.under_way = true;
+    q->nr_in_flight++;
+    submit(q, &q->own_flush, IO_FLUSH);
+    q->engine->ops->commit(q->engine);
+}
+
 static void complete(struct blk_queue *q, struct inflight *f)
 {
     int second = f->second_step;
 
+    note_durability(q, f);
+    if (f == &q->own_flush) {
+        f->under_way = false;
+        q->nr_in_flight--;
+        return;
+    }
     f->second_step = NO_STEP;
     if (!f->io.result && second != NO_STEP) {
         submit(q, f, (enum io_kind)second);
@@ -492,6 +543,8 @@ bool queue_step(struct blk_queue *q)
     __atomic_store_n(&q->statistics.in_flight, q->nr_in_flight, __ATOMIC_RELAXED);
     __atomic_store_n(&q->statistics.persistent_grants, grants_nr_persistent(q->grants), __ATOMIC_RELAXED);
     look_at_control(q);
+    if (wants_flush(q) && now_ns() - q->own_flush_ns > FLUSH_NS)
+        flush_by_itself(q);
     return took || collected || answered;
 }
 
@@ -508,7 +561,11 @@ static void wait_for_work(struct blk_queue *q)
 
     if (fd[2].fd >= 0 && ring_final_check_requests(q->ring, q->req_cons))
         return;
-    if (poll(fd, 3, q->nr_in_flight ? COMMIT_AGAIN_MS : -1) <= 0)
+    int ready = poll(fd, 3, wants_flush(q) ? FLUSH_IDLE_MS : q->nr_in_flight ? COMMIT_AGAIN_MS : -1);
+
+    if (ready == 0 && wants_flush(q))
+        flush_by_itself(q);
+    if (ready <= 0)
         return;
     if (fd[1].revents)
         eventfd_read(q->wake_fd, &value);
@@ -526,6 +583,7 @@ static void give_up(struct blk_queue *q)
     for (uint32_t i = 0; i < q->nr_entries; i++)
         if (q->inflight[i].under_way)
             finish(q, &q->inflight[i], BLKIF_RSP_ERROR);
+    q->own_flush.under_way = false;
     q->nr_in_flight = 0;
     answer(q);
 }

@@ -52,6 +52,7 @@ struct blk_statistics {
     uint64_t rd_req, wr_req, oo_req, f_req, ds_req;
     uint64_t rd_sect, wr_sect;
     uint64_t errors, persistent_grants, in_flight;
+    uint64_t unflushed; /* writes since the last flush: what a server with a cache of its own may lose with its life */
 };
 
 struct blk_queue;

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backends.blkback import locks
 from backends.blkback.config import DiskConfig, FrontendConfig
-from backends.blkback.qsd import blockdevs, command
+from backends.blkback.qsd import Place, blockdevs, command
 from backends.bus import DeviceError
 
 
@@ -116,7 +116,7 @@ def test_no_addresses(url: str) -> None:
 
 def test_a_missing_qemu_is_named(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"qemu-storage-daemon.*not installed"):
-        command(disk("tap", "qcow2:/a"), tmp_path, lambda name: None)
+        command(disk("tap", "qcow2:/a"), Place(tmp_path, tmp_path), lambda name: None)
 
 
 # --- locks
