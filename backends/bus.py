@@ -271,7 +271,7 @@ _OVER = (State.INITIALISING, State.CLOSED, State.UNKNOWN)
 
 async def run_connections(link: Link, connection: Connection) -> None:
     """Xen's handshake: runs `connection` whenever the frontend has published its ring, and cancels it when
-    the frontend closes. Returns when the device is closed for good.
+    the frontend closes. Returns when the device is over; serve() then says Closed.
 
     After a kill (`link.resuming`) the first one starts without any change of states.
     """
@@ -285,13 +285,12 @@ async def run_connections(link: Link, connection: Connection) -> None:
         if link.frontend_state in _ASKED:
             await _run_connection(link, connection)
         if link.frontend_state != State.INITIALISING:
-            await link.set_state(State.CLOSED)
             if link.frontend_state == State.UNKNOWN or not link.online:
                 return
+            await link.set_state(State.CLOSED)
             async with _until_offline(link):
                 await link.wait_frontend_state(State.INITIALISING, *_ASKED)
         if not link.online and link.frontend_state not in _ASKED:
-            await link.set_state(State.CLOSED)
             return
 
 
@@ -440,6 +439,7 @@ class _Task:
     async def _run_device(self) -> None:
         try:
             await self._device(self.link)
+            await self.link.set_state(State.CLOSED)  # it has let go of everything
         except Exception as error:  # this device's alone; the others go on
             causes = leaves(error)
             if any(isinstance(cause, HypervisorGone) for cause in causes):

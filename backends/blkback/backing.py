@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from backends.blkback.config import SECTOR_BYTES, DiskConfig
-from backends.blkback.locks import life_byte, lock_image, take_life
+from backends.blkback.locks import ImageLocked, life_byte, lock_image, take_life
 from backends.blkback.nbd import Export, NbdError
 from backends.blkback.qsd import Place, StorageDaemon
 from backends.bus import DeviceError
@@ -205,7 +205,7 @@ async def _open(disk: DiskConfig, name: str, place: Place, resuming: bool) -> Ba
         return backing
     fd = _open_file(disk)
     try:
-        await _lock(fd, disk, name)
+        await _lock(fd, disk, name, _LIFE_SECONDS if resuming else 0)
         return FileBacking(fd, disk)
     except BaseException:
         os.close(fd)
@@ -242,14 +242,26 @@ def _open_direct(path: str, flags: int) -> int | None:
     return None
 
 
-async def _lock(fd: int, disk: DiskConfig, name: str) -> None:
-    """Waits for a predecessor's last I/O. Raises: DeviceError, ImageLocked."""
+async def _lock(fd: int, disk: DiskConfig, name: str, patience: float) -> None:
+    """Waits for a predecessor's last I/O, and then `patience` seconds for who has used its absence.
+
+    Raises: DeviceError, ImageLocked.
+    """
     byte, deadline = life_byte(name), trio.current_time() + _LIFE_SECONDS
     while not take_life(fd, byte):
         if trio.current_time() >= deadline:
             raise DeviceError(f"{disk.target}: I/O of this device's last life has not ended")
         await trio.sleep(0.005)
-    if not lock_image(fd, read_only=disk.read_only, exclusive=disk.exclusive):
+    deadline = trio.current_time() + patience
+    while True:
+        try:
+            has_locks = lock_image(fd, read_only=disk.read_only, exclusive=disk.exclusive)
+            break
+        except ImageLocked:
+            if trio.current_time() >= deadline:
+                raise
+            await trio.sleep(0.05)
+    if not has_locks:
         log.warning("this file system has no locks: nobody is kept from using the image", path=disk.target)
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -74,16 +74,21 @@ class Environment:
                 await qsd.end(Place(folder, self.hyper_lock))
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def holder(self, path: str) -> str:
-        """Which device of ours has the file, in words."""
+    def shares(self, path: str) -> BlockDevice | None:
+        """A device of ours that has the file open."""
         try:
             status = os.stat(path)
         except OSError:
-            return ""
+            return None
         for device in self.devices.values():
             if device.backing and device.backing.identity == (status.st_dev, status.st_ino):
-                return f" (domain {device.link.frontend_domid} has it as {device.name})"
-        return ""
+                return device
+        return None
+
+    def holder(self, path: str) -> str:
+        """The same in words."""
+        device = self.shares(path)
+        return f" (domain {device.link.frontend_domid} has it as {device.name})" if device else ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,8 @@ class BlockDevice:
         self._disk = disk = DiskConfig.from_nodes(nodes)
         self._resize_done = nodes.get("resize-done", "")
         unique = f"{self._env.host}/{self.link.frontend_domid}/{self.link.devid}"
+        if self.link.resuming and self._env.shares(disk.target):
+            disk = replace(disk, exclusive=False)  # it was allowed with "w!"; who is first now is chance
         try:
             opening = open_backing(
                 disk,

@@ -38,7 +38,11 @@ def lock_image(fd: int, *, read_only: bool, exclusive: bool) -> bool:
         for byte in [PERM_BASE + bit for bit in used] + [SHARED_BASE + bit for bit in refused]:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, byte))
         if exclusive:
-            _look(fd, used, refused)
+            try:
+                _look(fd, used, refused)
+            except ImageLocked:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, PERM_BASE, 200))
+                raise
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return False
@@ -76,5 +80,5 @@ def take_life(fd: int, byte: int) -> bool:
     return True
 
 
-def _flock(kind: int, byte: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+def _flock(kind: int, byte: int, count: int = 1) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, count, 0)

@@ -30,6 +30,8 @@ test)
     need libxen-dev has_header xen/xen.h
     need busybox-static command -v busybox
     need qemu-system-x86 command -v qemu-system-x86_64
+    need qemu-system-common command -v qemu-storage-daemon
+    need qemu-utils command -v qemu-img
     need ipxe-qemu test -d /usr/lib/ipxe/qemu
     need vde2 command -v vde_switch
     need libslirp0 has_library libslirp.so.0
