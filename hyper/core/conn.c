@@ -23,6 +23,7 @@
 #include "hypercall.h"
 
 #define MAX_ARENA_BYTES (64ull << 20)
+#define MAX_UNPRIVILEGED_ARENA_BYTES (16ull << 20) /* of host memory that no domain is charged for */
 #define CALL_BUDGET_NS 100000 /* of one call: the control thread serves others as well */
 #define WORK_KEY (~0ull)
 #define EVENTS_AT_ONCE 64
@@ -170,7 +171,8 @@ int hv_conn_set_arena(hv_conn_t *conn, int fd, uint64_t bytes)
 
 int hv_conn_make_arena(hv_conn_t *conn, uint64_t bytes, int *out)
 {
-    if (!bytes || bytes % PAGE_SIZE || bytes > MAX_ARENA_BYTES)
+    uint64_t max = conn->domain->is_privileged ? MAX_ARENA_BYTES : MAX_UNPRIVILEGED_ARENA_BYTES;
+    if (!bytes || bytes % PAGE_SIZE || bytes > max)
         return -XEN_EINVAL;
     int fd = memfd_create("umxen-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)

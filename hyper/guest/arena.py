@@ -18,7 +18,7 @@ from hyper.public.types import GuestHandle
 
 _ALIGN = 64
 MAX_BYTES = 64 << 20
-"""hyper takes no bigger one."""
+"""hyper takes no bigger one of Dom0's."""
 DEFAULT_BYTES = 16 << 20  # sparse; the largest single request is a batch of 2^18 frame numbers
 
 

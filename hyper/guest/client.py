@@ -76,7 +76,8 @@ async def connect(path: Path | str, arena_bytes: int = DEFAULT_BYTES) -> AsyncIt
 
 @asynccontextmanager
 async def attach(sock: socket.socket, arena_bytes: int = DEFAULT_BYTES) -> AsyncIterator[Hypervisor]:
-    """The same over a connected SEQPACKET socket, for example an inherited one. It is closed at the end.
+    """The same over a connected SEQPACKET socket, for example an inherited one. It is closed at the end. A
+    process domain other than Dom0 has an arena of at most 16 MiB.
 
     Raises: HypervisorGone.
     """
