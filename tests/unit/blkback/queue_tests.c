@@ -6,10 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "journal.h"
 #include "machine.h"
+#include "nbd_server.h"
 
 #define CHECK(condition)                                                                                               \
     do {                                                                                                               \
@@ -389,6 +391,109 @@ static void a_journal_of_another_ring(void)
     machine_free(m);
 }
 
+/* ---- over NBD */
+
+static struct nbd_server *serve_nbd(struct machine *m, uint32_t replies, uint64_t garbage)
+{
+    int pair[2];
+
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    if (m->queue)
+        blk_queue_replace(m->queue, pair[0]);
+    m->config.file = pair[0];
+    m->config.backing = BLK_NBD;
+    return nbd_server_start(pair[1], m->image, replies, garbage);
+}
+
+/* Runs until all is answered, or the server is lost. */
+static void run_nbd(struct machine *m)
+{
+    while (queue_step(m->queue) || (!queue_idle(m->queue) && !(blk_queue_state(m->queue) & BLK_STATE_LOST)))
+        usleep(20);
+}
+
+static void nbd_servers_that_die(void)
+{
+    for (uint32_t lives = 1; lives < 40; lives += 6) {
+        struct machine *m = machine_new(1, BLK_PROTOCOL_64, 100);
+        struct nbd_server *server = serve_nbd(m, lives, 0);
+        struct blkif_response response;
+        uint32_t answers = 0;
+
+        machine_start(m, false);
+        for (uint32_t i = 0; i < 32; i++) {
+            struct blkif_request r = i % 4 == 3 ? discard_of(8 * 12 * (i % 5), 8, 0) : whole(i % 2, 8 * 11 * (i % 5), i, 11);
+            memset(machine_page(m, i), 0, 1);
+            put(m, &r);
+        }
+        publish(m);
+        for (run_nbd(m); blk_queue_state(m->queue) & BLK_STATE_LOST; run_nbd(m)) {
+            nbd_server_join(server);
+            server = serve_nbd(m, lives * 2, 0);
+            queue_step(m->queue); /* takes the socket */
+        }
+        for (; get_response(m, &response); answers++)
+            CHECK(response.status == BLKIF_RSP_OKAY);
+        CHECK(answers == 32);
+        machine_stop(m);
+        nbd_server_join(server);
+        machine_free(m);
+    }
+}
+
+/* Whatever a server answers, requests have their answers or the server is lost. */
+static void nbd_servers_that_lie(void)
+{
+    for (uint64_t seed = 1; seed < 60; seed++) {
+        struct machine *m = machine_new(1, BLK_PROTOCOL_64, seed % 2 * 100);
+        struct nbd_server *server = serve_nbd(m, (uint32_t)seed % 9, seed);
+
+        machine_start(m, false);
+        for (uint32_t i = 0; i < 20; i++) {
+            struct blkif_request r = whole(i % 2, i * 8, i, 1 + i % 11);
+            put(m, &r);
+        }
+        publish(m);
+        for (int turn = 0; turn < 200 && !(blk_queue_state(m->queue) & BLK_STATE_LOST); turn++, usleep(20))
+            queue_step(m->queue);
+        blk_queue_destroy(m->queue); /* in the middle of it */
+        m->queue = NULL;
+        CHECK(!m->nr_mapped);
+        nbd_server_join(server);
+        fill_image(m);
+        machine_free(m);
+    }
+}
+
+/* What a server may lose: counted until a flush, asked for or the queue's own. */
+static void writes_not_flushed(void)
+{
+    struct machine *m = machine_new(1, BLK_PROTOCOL_64, 100);
+    struct nbd_server *server = serve_nbd(m, 1000, 0);
+    struct blkif_request w = whole(BLKIF_OP_WRITE, 0, 0, 1), f = {.operation = BLKIF_OP_FLUSH_DISKCACHE};
+    struct blkif_response response;
+    struct blk_statistics now;
+
+    machine_start(m, false);
+    usleep(1100000); /* so that its own flush is due at once */
+    put(m, &w);
+    publish(m);
+    run_nbd(m);
+    blk_queue_statistics(m->queue, &now);
+    CHECK(now.unflushed == 0 && blk_journal_unflushed(m->journal) == 0);
+    CHECK(get_response(m, &response));
+    for (int i = 0; i < 3; i++)
+        CHECK(ask(m, &w) == BLKIF_RSP_OKAY);
+    blk_queue_statistics(m->queue, &now);
+    CHECK(now.unflushed && blk_journal_unflushed(m->journal) == now.unflushed);
+    CHECK(ask(m, &f) == BLKIF_RSP_OKAY);
+    blk_queue_statistics(m->queue, &now);
+    CHECK(now.unflushed == 0 && blk_journal_unflushed(m->journal) == 0);
+    machine_stop(m);
+    nbd_server_join(server);
+    machine_free(m);
+}
+
 /* ---- rings full of nonsense */
 
 static uint64_t random_state;
@@ -512,6 +617,7 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     T(data_64), T(data_32), T(data_16_pages), T(data_unmapped), T(data_few_kept), T(indirect), T(errors), T(discard),
     T(read_only), T(sectors_of_4096), T(granted_read_only), T(grants_are_kept), T(a_full_ring),
     T(a_producer_that_runs_away), T(events_only_when_asked), T(resized), T(successor), T(a_journal_of_another_ring),
+    T(nbd_servers_that_die), T(nbd_servers_that_lie), T(writes_not_flushed),
 };
 
 int main(int argc, char **argv)
