@@ -26,7 +26,7 @@ import trio
 
 from hyper.guest import Hypervisor, Port, xenstore
 from hyper.guest.xenstore import XenstoreClient, XenstoreGone
-from hyper.public.errors import BadArgument, GrantError, HypervisorGone, NoSuchNode, XenError
+from hyper.public.errors import BadArgument, GrantError, HypervisorGone, NoSuchNode, XenError, leaves
 from hyper.public.types import DomId
 from hyper.public.xenbus import XenbusState, parse_state
 from hyper.public.xs_wire import domain_path
@@ -456,11 +456,6 @@ class _Task:
             await self.link.wait_frontend_state(State.CLOSED, State.UNKNOWN)
         await self.link.set_state(State.CLOSED)
 
-
-def leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [error]
 
 
 def number(

@@ -83,10 +83,3 @@ async def when_reaped(
             if trio.current_time() >= deadline:
                 raise
             await trio.sleep(0.02)
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """What an exception group holds, however deep; an exception alone is its own leaf."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [error]

@@ -36,7 +36,7 @@ import hyper.guest
 from domu import confine
 from domu.domain import Domain, ShutdownReason, domain
 from domu.frontends.console import ConsoleFile
-from hyper.public.errors import HypervisorGone
+from hyper.public.errors import HypervisorGone, leaves
 
 Main = Callable[[Domain], Awaitable[object]]
 
@@ -177,12 +177,6 @@ def print_error(error: BaseException) -> None:
         frame = frame.tb_next
     traceback.print_exception(error.with_traceback(frame))
 
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """What an exception group holds, however deep; an exception alone is its own leaf."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [error]
 
 
 def _keep_sources() -> None:

@@ -5,10 +5,8 @@ python -m backends.blkback --host NAME [--ready-fd N]
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
-import sys
 from collections.abc import Sequence
 
 import structlog
@@ -20,8 +18,9 @@ from backends.blkback.config import MAX_QUEUES
 from backends.blkback.datapath import engine
 from backends.blkback.device import BlockDevice, Environment
 from backends.blkback.journals import Journals
-from hyper.public.daemon import announce_ready, configure_logging, harden, raise_fd_limit
-from hyper.public.errors import HypervisorGone, XenError
+from hyper.public import daemon
+from hyper.public.daemon import announce_ready
+from hyper.public.errors import HypervisorGone
 from hyper.public.paths import HostPaths
 
 log = structlog.get_logger("blkback")
@@ -79,18 +78,4 @@ async def _fail_without(hyp: hyper.guest.Hypervisor) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m backends.blkback", description="Serves block devices.")
-    parser.add_argument("--host", help="host instance (default: $UMXEN_HOST, or 'default')")
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to fd N when serving")
-    arguments = parser.parse_args(argv)
-    configure_logging()
-    status = 0
-    try:
-        harden()
-        raise_fd_limit()
-        trio.run(serve, HostPaths.from_environment(arguments.host), arguments.ready_fd)
-    except* (OSError, ValueError, HypervisorGone, XenError) as errors:
-        for error in bus.leaves(errors):
-            print(f"blkback: {error}", file=sys.stderr)
-        status = 1
-    return status
+    return daemon.main("backends.blkback", "Serves block devices.", serve, argv)

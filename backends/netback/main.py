@@ -5,8 +5,6 @@ python -m backends.netback --host NAME [--ready-fd N]
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 
 import structlog
@@ -19,8 +17,9 @@ from backends.netback.config import ConfigError
 from backends.netback.control import Control
 from backends.netback.device import VifDevice
 from backends.netback.networks import Networks
-from hyper.public.daemon import announce_ready, cancel_on_sigterm, configure_logging, harden, raise_fd_limit
-from hyper.public.errors import HypervisorGone, XenError
+from hyper.public import daemon
+from hyper.public.daemon import announce_ready, cancel_on_sigterm
+from hyper.public.errors import HypervisorGone
 from hyper.public.paths import HostPaths
 from hyper.public.types import PAGE_SHIFT
 
@@ -85,25 +84,6 @@ async def _fail_without(hyp: hyper.guest.Hypervisor) -> None:
     raise HypervisorGone(await hyp.wait_gone())
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m backends.netback", description="The network daemon.")
-    parser.add_argument("--host", help="host instance (default: $UMXEN_HOST, or 'default')")
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to fd N when serving")
-    arguments = parser.parse_args(argv)
-    configure_logging()
-    status = 0
-    try:
-        harden()
-        raise_fd_limit()
-        trio.run(serve, HostPaths.from_environment(arguments.host), arguments.ready_fd)
-    except* (OSError, ValueError, HypervisorGone, XenError, ConfigError) as errors:
-        for error in _leaves(errors):
-            print(f"netback: {error}", file=sys.stderr)
-        status = 1
-    return status
+    return daemon.main("backends.netback", "The network daemon.", serve, argv, expected=(ConfigError,))

@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 
 import structlog
 import trio
 
 import hyper.guest
-from dom0.endpoints import leaves
 from dom0.xenconsoled.consoles import Consoles
-from hyper.public.daemon import announce_ready, cancel_on_sigterm, configure_logging, harden, raise_fd_limit
-from hyper.public.errors import HypervisorGone, XenError
+from hyper.public import daemon
+from hyper.public.daemon import announce_ready, cancel_on_sigterm
+from hyper.public.errors import HypervisorGone
 from hyper.public.paths import HostPaths
 
 log = structlog.get_logger("xenconsoled")
@@ -42,18 +40,4 @@ async def _fail_without(hyp: hyper.guest.Hypervisor) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dom0.xenconsoled", description="The console daemon.")
-    parser.add_argument("--host", help="host instance (default: $UMXEN_HOST, or 'default')")
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to fd N when serving")
-    arguments = parser.parse_args(argv)
-    configure_logging()
-    status = 0
-    try:
-        harden()
-        raise_fd_limit()
-        trio.run(serve, HostPaths.from_environment(arguments.host), arguments.ready_fd)
-    except* (OSError, ValueError, HypervisorGone, XenError) as errors:
-        for error in leaves(errors):
-            print(f"xenconsoled: {error}", file=sys.stderr)
-        status = 1
-    return status
+    return daemon.main("dom0.xenconsoled", "The console daemon.", serve, argv)

@@ -8,8 +8,6 @@ Standalone, every domain exists and has no ring: for tests, and to compare with 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,14 +15,14 @@ from pathlib import Path
 import structlog
 import trio
 
-from dom0.endpoints import leaves, listening
+from dom0.endpoints import listening
 from dom0.xenstored import sockets
 from dom0.xenstored.daemon import Daemon
 from dom0.xenstored.journal import JournalError
 from dom0.xenstored.restart import fire_all_watches
 from dom0.xenstored.xenstore import Xenstore
-from hyper.public.daemon import announce_ready, cancel_on_sigterm, configure_logging, harden, raise_fd_limit
-from hyper.public.errors import HypervisorGone, XenError
+from hyper.public import daemon
+from hyper.public.daemon import announce_ready, cancel_on_sigterm
 from hyper.public.paths import HostPaths
 
 log = structlog.get_logger("xenstored")
@@ -75,23 +73,16 @@ async def serve_standalone(path: Path, ready_fd: int | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dom0.xenstored", description="The XenStore daemon.")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--host", help="host instance (default: $UMXEN_HOST, or 'default')")
-    where.add_argument("--standalone", type=Path, metavar="SOCKET", help="no hypervisor: serve this socket")
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to fd N when serving")
+    parser = daemon.parser("dom0.xenstored", "The XenStore daemon.")
+    parser.add_argument("--standalone", type=Path, metavar="SOCKET", help="no hypervisor: serve this socket")
     arguments = parser.parse_args(argv)
-    configure_logging()
-    status = 0
-    try:
-        harden()
-        raise_fd_limit()
+    if arguments.standalone and arguments.host:
+        parser.error("--standalone has no host")
+
+    async def serve() -> None:
         if arguments.standalone:
-            trio.run(serve_standalone, arguments.standalone, arguments.ready_fd)
+            await serve_standalone(arguments.standalone, arguments.ready_fd)
         else:
-            trio.run(serve_host, HostPaths.from_environment(arguments.host), arguments.ready_fd)
-    except* (OSError, ValueError, JournalError, HypervisorGone, XenError) as errors:
-        for error in leaves(errors):
-            print(f"xenstored: {error}", file=sys.stderr)
-        status = 1
-    return status
+            await serve_host(HostPaths.from_environment(arguments.host), arguments.ready_fd)
+
+    return daemon.run("xenstored", serve, expected=(JournalError,))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import resource
 import signal
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import structlog
 import trio
+
+from hyper.public.errors import HypervisorGone, XenError, leaves
+from hyper.public.paths import HostPaths
 
 _PR_SET_DUMPABLE = 4
 
@@ -56,6 +61,51 @@ def announce_ready(ready_fd: int | None) -> None:
     if ready_fd is not None:
         os.write(ready_fd, b"\n")
         os.close(ready_fd)
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """What every daemon of a host is told: `--host` and `--ready-fd`."""
+    options = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    options.add_argument("--host", help="host instance (default: $UMXEN_HOST, or 'default')")
+    options.add_argument("--ready-fd", type=int, metavar="N", help="write a byte to fd N when serving")
+    return options
+
+
+def run(
+    name: str, serve: Callable[[], Awaitable[None]], *, expected: tuple[type[Exception], ...] = ()
+) -> int:
+    """Run a daemon until `serve` returns: its exit status. What may go wrong anywhere, and `expected`, is a
+    line each on stderr.
+    """
+    told: tuple[type[Exception], ...] = (OSError, ValueError, HypervisorGone, XenError, *expected)
+    configure_logging()
+    status = 0
+    try:
+        harden()
+        raise_fd_limit()
+        trio.run(serve)
+    except* told as errors:
+        for error in leaves(errors):
+            print(f"{name}: {error}", file=sys.stderr)
+        status = 1
+    return status
+
+
+def main(
+    module: str,
+    description: str,
+    serve: Callable[[HostPaths, int | None], Awaitable[None]],
+    argv: Sequence[str] | None = None,
+    *,
+    expected: tuple[type[Exception], ...] = (),
+) -> int:
+    """The whole of a daemon that serves a host and has no further options."""
+    arguments = parser(module, description).parse_args(argv)
+
+    async def serve_host() -> None:
+        await serve(HostPaths.from_environment(arguments.host), arguments.ready_fd)
+
+    return run(module.rpartition(".")[2], serve_host, expected=expected)
 
 
 async def cancel_on_sigterm(

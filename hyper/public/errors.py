@@ -199,3 +199,10 @@ class HypervisorGone(Exception):
     """The connection to hyper is lost: its process ended, or it refused us. Nothing of this host works any
     more.
     """
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """What an exception group holds, however deep; an exception alone is its own leaf."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]

@@ -18,7 +18,7 @@ import pytest
 from hyper.guest import abi
 from hyper.machine import Machine
 from hyper.public.errors import XenError
-from tests.core_kit import Process, lib, readable, real_machine
+from tests.core_kit import Process, lib, readable
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE, GUEST = ROOT / "hyper" / "core", ROOT / "hyper" / "guest"
@@ -26,7 +26,7 @@ SOURCES = sorted((Path(__file__).parent / "core").glob("*_tests.c"))
 TESTS = [
     (source.stem, name)
     for source in SOURCES
-    for name in re.findall(r"\bT\((\w{2,})\)", source.read_text().split("#define T(name)")[1])
+    for name in re.findall(r"\bT\((\w{2,})\)", source.read_text().rpartition("PROGRAM(")[2])
 ]
 GCC = "gcc -g1 -std=gnu11 -Wall -Wextra -fno-strict-aliasing -pthread -fsanitize=address".split()
 FOLDERS = [f"-iquote{folder}" for folder in (CORE, CORE.parent / "public", CORE.parent)]
@@ -69,20 +69,6 @@ def test_hostile(programs: Path, program: str, name: str) -> None:
 
 
 # --- what one call shows
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with real_machine() as machine:
-        yield machine
-
-
-@pytest.fixture
-def dom0(machine: Machine) -> Iterator[Process]:
-    before = machine.statistics()
-    with Process(machine) as process:
-        yield process
-    assert machine.statistics() == before
 
 
 @pytest.fixture

@@ -8,25 +8,12 @@ from typing import Any
 import pytest
 
 from hyper.guest import abi
-from hyper.machine import Machine
 from hyper.public.errors import XenError
-from tests.core_kit import Process, lib, real_machine
+from tests.core_kit import Process, lib
 
 LEAF, MSR = "struct xen_cpuid_leaf", "struct xen_msr_entry"
 NO_SUBLEAF = 0xFFFFFFFF
 Leaves = dict[tuple[int, int], list[int]]
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with real_machine() as machine:
-        yield machine
-
-
-@pytest.fixture
-def dom0(machine: Machine) -> Iterator[Process]:
-    with Process(machine) as process:
-        yield process
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hyper.guest import abi
 from hyper.machine import Machine
 from hyper.public.errors import XenError
-from tests.core_kit import ANY_DOMAIN, Process, lib, real_machine
+from tests.core_kit import ANY_DOMAIN, Process, lib
 
 CREATE = {
     "max_vcpus": 1,
@@ -19,20 +19,6 @@ CREATE = {
     "max_maptrack_frames": -1,
     "grant_opts": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with real_machine() as machine:
-        yield machine
-
-
-@pytest.fixture
-def dom0(machine: Machine) -> Iterator[Process]:
-    before = machine.statistics()
-    with Process(machine) as process:
-        yield process
-    assert machine.statistics() == before
 
 
 @pytest.fixture

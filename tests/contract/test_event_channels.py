@@ -10,24 +10,9 @@ import pytest
 from hyper.guest import abi
 from hyper.machine import Machine
 from hyper.public.errors import XenError
-from tests.core_kit import Process, drain, lib, readable, real_machine
+from tests.core_kit import Process, drain, lib, readable
 
 SELF = lib.DOMID_SELF
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with real_machine() as machine:
-        yield machine
-
-
-@pytest.fixture
-def dom0(machine: Machine) -> Iterator[Process]:
-    """A process of Dom0. Afterwards the machine has the ports, domains and frames it had before."""
-    before = machine.statistics()
-    with Process(machine) as process:
-        yield process
-    assert machine.statistics() == before
 
 
 @pytest.fixture

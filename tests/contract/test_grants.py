@@ -10,26 +10,12 @@ import pytest
 from hyper.guest import abi
 from hyper.machine import Machine
 from hyper.public.errors import XenError
-from tests.core_kit import Process, lib, real_machine
+from tests.core_kit import Process, lib
 
 SELF = lib.DOMID_SELF
 READ, WRITE = lib.GTF_reading, lib.GTF_writing
 HOST = lib.GNTMAP_host_map
 GREF = 9
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with real_machine() as machine:
-        yield machine
-
-
-@pytest.fixture
-def dom0(machine: Machine) -> Iterator[Process]:
-    before = machine.statistics()
-    with Process(machine) as process:
-        yield process
-    assert machine.statistics() == before
 
 
 class Granter:

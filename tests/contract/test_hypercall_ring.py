@@ -21,27 +21,19 @@ from hyper.guest.hcall import HypercallRing
 from hyper.machine import Machine
 from hyper.public.errors import HypervisorGone, NoFreeSlot, NoSuchOp
 from hyper.server import Server, listen
-from tests.core_kit import ARENA_BYTES, Process, lib, nr_threads, real_machine
+from tests.core_kit import ARENA_BYTES, Process, lib, nr_threads
 from tests.ring_kit import FIRST_GREF, NR_FRAMES, Granter, copies, open_ring, raw_ring
 
 VERSION = 4 << 16 | 17
 SELF = lib.DOMID_SELF
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with real_machine() as machine:
-        yield machine
-
-
-@pytest.fixture
-def dom0(machine: Machine) -> Iterator[Process]:
-    before = machine.statistics()
-    threads = nr_threads()
-    with Process(machine) as process:
-        yield process
-    assert machine.statistics() == before
-    assert nr_threads() == threads
+@pytest.fixture(autouse=True)
+def threads(machine: Machine) -> Iterator[None]:
+    """A ring's thread ends with its connection."""
+    before = nr_threads()
+    yield
+    assert nr_threads() == before
 
 
 @pytest.fixture

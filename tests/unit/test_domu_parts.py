@@ -12,9 +12,10 @@ import trio.testing
 
 from domu.domain import ShutdownReason
 from domu.frontends.console import BUFFER_BYTES, Console, ConsoleFile
-from domu.run import BadGuest, leaves, load, source_files
+from domu.run import BadGuest, load, source_files
 from hyper.guest import Port
 from hyper.guest.rings import ConsoleRing
+from hyper.public.errors import leaves
 from tests.paper_domain import DOMID, paper_host
 from tests.paper_ports import pair
 

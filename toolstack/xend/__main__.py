@@ -19,7 +19,7 @@ import trio
 from dom0.libxc.images import KernelCache
 from hyper import guest
 from hyper.public import daemon
-from hyper.public.errors import HypervisorGone
+from hyper.public.errors import HypervisorGone, leaves
 from hyper.public.paths import HostPaths
 from toolstack.xend import server
 from toolstack.xend.control import Control
@@ -189,17 +189,12 @@ def main(argv: list[str] | None = None) -> int:
         paths.create()
         trio.run(run, arguments, paths, network)
     except* (StartError, HypervisorGone, OSError, ValueError) as group:
-        failures = _leaves(group)
+        failures = leaves(group)
     for error in failures:
         print(f"xend: {error}", file=sys.stderr)
     log.info("xend has stopped")
     return 1 if failures else 0
 
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
 
 
 if __name__ == "__main__":

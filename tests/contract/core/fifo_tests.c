@@ -4,12 +4,6 @@
  */
 #include "kit.h"
 
-const char *__asan_default_options(void);
-const char *__asan_default_options(void) /* the core handles SIGSEGV itself, on its own stack */
-{
-    return "allow_user_segv_handler=1:handle_segv=0:use_sigaltstack=0:detect_leaks=0";
-}
-
 #define PENDING (1u << EVTCHN_FIFO_PENDING)
 #define MASKED (1u << EVTCHN_FIFO_MASKED)
 #define LINKED (1u << EVTCHN_FIFO_LINKED)
@@ -147,20 +141,6 @@ static void run_guest(void (*kernel)(void *data, uint32_t vcpu), uint32_t nr_vcp
 static void words_and_queues(void) { run_guest(queues, 1); }
 static void a_guest_that_changes_them(void) { run_guest(garbage, 2); }
 
-#define T(name) {#name, name}
-static const struct { const char *name; void (*run)(void); } tests[] = {
-    T(words_and_queues),
-    T(a_guest_that_changes_them),
-};
-
-int main(int argc, char **argv)
-{
-    alarm(20);
-    for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
-        if (argc == 1)
-            puts(tests[i].name);
-        else if (!strcmp(argv[1], tests[i].name))
-            tests[i].run();
-    }
-    return 0;
-}
+PROGRAM(20,
+        T(words_and_queues),
+        T(a_guest_that_changes_them))

@@ -5,12 +5,6 @@
  */
 #include "kit.h"
 
-const char *__asan_default_options(void);
-const char *__asan_default_options(void) /* the core handles SIGSEGV itself, on its own stack */
-{
-    return "allow_user_segv_handler=1:handle_segv=0:use_sigaltstack=0:detect_leaks=0";
-}
-
 /* ---- a domain that is being freed ------------------------------------------------------------------------------- */
 
 struct looker { struct process process; _Atomic uint16_t domid; _Atomic bool stop; };
@@ -227,26 +221,10 @@ static void poll_of_a_changing_port(void)
     machine_end(&m);
 }
 
-/* ---- which one -------------------------------------------------------------------------------------------------- */
-
-#define T(name) {#name, name}
-static const struct { const char *name; void (*run)(void); } tests[] = {
-    T(lookups_of_a_domain_being_freed),
-    T(timers_of_a_stopped_vcpu),
-    T(endless_trap_table),
-    T(mmu_update_of_a_foreign_domain),
-    T(unmap_of_a_high_level_entry),
-    T(poll_of_a_changing_port),
-};
-
-int main(int argc, char **argv)
-{
-    alarm(20);
-    for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
-        if (argc == 1)
-            puts(tests[i].name);
-        else if (!strcmp(argv[1], tests[i].name))
-            tests[i].run();
-    }
-    return 0;
-}
+PROGRAM(20,
+        T(lookups_of_a_domain_being_freed),
+        T(timers_of_a_stopped_vcpu),
+        T(endless_trap_table),
+        T(mmu_update_of_a_foreign_domain),
+        T(unmap_of_a_high_level_entry),
+        T(poll_of_a_changing_port))

@@ -56,6 +56,34 @@ static inline uint64_t thread_cpu_ns(void)
     return (uint64_t)t.tv_sec * 1000 * MS + (uint64_t)t.tv_nsec;
 }
 
+/* ---- the program ------------------------------------------------------------------------------------------------ */
+
+struct test { const char *name; void (*run)(void); };
+#define T(name) {#name, name}
+
+/* Without an argument it lists its tests, with one it runs that. */
+static inline int run_test(const struct test *tests, size_t nr_tests, int argc, char **argv, unsigned seconds)
+{
+    alarm(seconds);
+    for (size_t i = 0; i < nr_tests; i++) {
+        if (argc == 1)
+            puts(tests[i].name);
+        else if (!strcmp(argv[1], tests[i].name))
+            tests[i].run();
+    }
+    return 0;
+}
+
+/* The end of each program. The core handles SIGSEGV itself, on its own stack, which the sanitizer must be told. */
+#define PROGRAM(seconds, ...)                                                                                         \
+    static const struct test tests[] = {__VA_ARGS__};                                                                 \
+    int main(int argc, char **argv) { return run_test(tests, sizeof(tests) / sizeof(tests[0]), argc, argv, seconds); } \
+    const char *__asan_default_options(void);                                                                         \
+    const char *__asan_default_options(void)                                                                          \
+    {                                                                                                                 \
+        return "allow_user_segv_handler=1:handle_segv=0:use_sigaltstack=0:detect_leaks=0";                            \
+    }
+
 /* ---- a process of Dom0 ------------------------------------------------------------------------------------------ */
 
 #define ARENA_BYTES (1u << 20)

@@ -9,12 +9,6 @@
 #include "grant_table.h"
 #include "hcall.h"
 
-const char *__asan_default_options(void);
-const char *__asan_default_options(void) /* the core handles SIGSEGV itself, on its own stack */
-{
-    return "allow_user_segv_handler=1:handle_segv=0:use_sigaltstack=0:detect_leaks=0";
-}
-
 /* Dom0's other processes use whatever grants and ports of process domains there are, while these come and go: by the control
  * socket's way here, by a ring below. */
 struct users { struct machine *m; _Atomic bool stop; _Atomic uint32_t mapped, copied; };
@@ -179,22 +173,6 @@ static void every_call_of_a_process_domain(void)
     machine_end(&m);
 }
 
-/* ---- which one -------------------------------------------------------------------------------------------------- */
-
-#define T(name) {#name, name}
-static const struct { const char *name; void (*run)(void); } tests[] = {
-    T(process_domains_come_and_go),
-    T(every_call_of_a_process_domain),
-};
-
-int main(int argc, char **argv)
-{
-    alarm(60);
-    for (size_t i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
-        if (argc == 1)
-            puts(tests[i].name);
-        else if (!strcmp(argv[1], tests[i].name))
-            tests[i].run();
-    }
-    return 0;
-}
+PROGRAM(60,
+        T(process_domains_come_and_go),
+        T(every_call_of_a_process_domain))
