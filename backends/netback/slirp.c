@@ -331,6 +331,18 @@ const char *nat_version(nat_t *nat) { return nat->slirp ? nat->lib.version() : N
 
 /* ---- the loop --------------------------------------------------------------------------------------------------- */
 
+/*
+ * Everybody, or one of our addresses: libslirp's MAC is 52:55 and the IP address. What the switch floods is for others, and
+ * libslirp, which doesn't look, would answer their TCP segments with a reset.
+ */
+static bool is_for_us(const struct nat *nat, const uint8_t *frame)
+{
+    if (frame[0] & 1)
+        return true;
+    return frame[0] == 0x52 && frame[1] == 0x55 &&
+           (!memcmp(frame + 2, &nat->config.host, 4) || !memcmp(frame + 2, &nat->config.dns, 4));
+}
+
 /* What the responder answers though there is NAT. */
 static bool is_for_responder(const struct nat *nat, const uint8_t *frame, size_t bytes)
 {
@@ -354,9 +366,9 @@ static bool take_frame(struct nat *nat)
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         atomic_store(&nat->stopping, true);
     ssize_t bytes = n - (ssize_t)sizeof(struct vnet_header);
-    if (n <= 0 || bytes <= 0 || bytes > MAX_FRAME)
-        return n > 0;
     const uint8_t *frame = nat->message + sizeof(struct vnet_header);
+    if (n <= 0 || bytes < (ssize_t)ETHERNET || bytes > MAX_FRAME || !is_for_us(nat, frame))
+        return n > 0;
     if (is_for_responder(nat, frame, (size_t)bytes))
         send(nat->responder_fd, frame, (size_t)bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     else

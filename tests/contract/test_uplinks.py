@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -228,6 +229,22 @@ def dhcp_discover(source: bytes) -> bytes:
     return BROADCAST + source + b"\x08\x00" + ip + udp
 
 
+def checksum(data: bytes) -> bytes:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", total ^ 0xFFFF)
+
+
+def tcp_to(address: bytes) -> bytes:
+    """The packet of a segment in the middle of a connection."""
+    tcp = struct.pack("!HHIIBBHHH", 1000, 80, 1, 1, 0x50, 0x10, 100, 0, 0)
+    addresses = bytes([10, 0, 2, 15]) + address
+    tcp = tcp[:16] + checksum(addresses + struct.pack("!HH", 6, len(tcp)) + tcp) + tcp[18:]
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0) + addresses
+    return ip[:10] + checksum(ip) + ip[12:] + tcp
+
+
 async def answer(plug: Plug, sent: bytes) -> bytes:
     plug.send(sent)
     with trio.fail_after(5):
@@ -252,6 +269,13 @@ async def test_user_mode(library: str, tmp_path: Path, monkeypatch: pytest.Monke
             b"\x00\x01\x08\x00\x06\x04\x00\x01" + A + bytes([10, 0, 2, 15]) + bytes(6) + bytes([10, 0, 2, 2])
         )
         assert (await answer(plug, BROADCAST + A + b"\x08\x06" + arp))[28:32] == bytes([10, 0, 2, 2])
+        segment = tcp_to(bytes([10, 0, 2, 99]))
+        plug.send(frame(B, A, segment, kind=0x0800))  # flooded, for another guest: no reset from libslirp
+        await trio.sleep(0.1)
+        assert plug.received() == []
+        if uplink.user.nat is not None:
+            reset = await answer(plug, frame(bytes.fromhex("52550a000202"), A, segment, kind=0x0800))
+            assert reset[23] == 6 and reset[47] & 4
         assert await uplink.user.leases() == {A.hex(":"): "10.0.2.15"}
         if library or uplink.user.nat is None:
             assert "libslirp0" in uplink.status
