@@ -43,7 +43,7 @@ class NetworkClient:
         except OSError as error:
             self._sock.close()
             raise NetworkError(
-                f"host {paths.name}: netback does not answer ({error.strerror}); is it up?"
+                f"host {paths.name}: netback does not answer ({error.strerror}); is the host up?"
             ) from error
 
     def __enter__(self) -> NetworkClient:
