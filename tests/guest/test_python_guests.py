@@ -81,8 +81,9 @@ def test_a_life(boot_python: Callable[..., Guest], host: Host, source: Path) -> 
     guest.console.expect("tick 3")
     assert "(isolation " in host.xm("list", "-l", guest.name).stdout
     guest.pause()
-    for pid in processes(source):
-        assert "\nState:\tT" in Path(f"/proc/{pid}/status").read_text()
+    deadline = time.monotonic() + 10  # a signal arrives when the process next runs
+    while not all("\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in processes(source)):
+        assert time.monotonic() < deadline
     guest.console.drain()
     time.sleep(0.3)
     assert guest.console.drain() == ""

@@ -193,7 +193,8 @@ RECORD = Record(
 
 
 def test_domain_nodes() -> None:
-    nodes = {node.path: node for node in layout.domain_nodes(RECORD, "/run/7.sock")}
+    written = [*layout.domain_nodes(RECORD, "/run/7.sock"), *layout.ring_nodes(RECORD)]
+    nodes = {node.path: node for node in written}
     base = "/local/domain/7"
     values = {path.removeprefix(f"{base}/"): node.value for path, node in nodes.items() if node.value}
     assert values == {

@@ -68,6 +68,7 @@ async def test_a_domains_entries(path: Path) -> None:
     async with xenstored(path), session(path) as xs:
         await xs.create(layout.vm_nodes(RECORD))
         await xs.create(layout.domain_nodes(RECORD, "/c"))
+        await xs.create(layout.ring_nodes(RECORD))
         assert await xs.read("/local/domain/7/name") == "deb"
         assert await xs.read("/local/domain/7/nothing") is None
         found = await xs.subtree(f"/vm/{UUID(int=5)}")

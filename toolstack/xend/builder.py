@@ -68,6 +68,11 @@ class Builder:
         await hypervisor.max_vcpus(domid, config.vcpus)
         await hypervisor.max_mem(domid, memory_limit_kib(config.memory))
         await self._apply_scheduling(domid, config)
+        record.start_time = self.wall()
+        await self.xenstore.create(layout.vm_nodes(record))
+        await self.xenstore.create(layout.domain_nodes(record, str(self.console_path(domid))))
+        owner = Owner(domid, config.name, layout.vm_path(config))
+        await self.devices.plug(owner, config.devices)  # backends open images while the kernel is loaded
         if config.image.process is None:
             image = await hypervisor.build(_spec(domid, config))
         else:
@@ -76,11 +81,7 @@ class Builder:
                 await self._start_process(record, config.image.process, sock)
         record.store_mfn, record.store_port = image.store_mfn, image.store_port
         record.console_mfn, record.console_port = image.console_mfn, image.console_port
-        record.start_time = self.wall()
-        await self.xenstore.create(layout.vm_nodes(record))
-        await self.xenstore.create(layout.domain_nodes(record, str(self.console_path(domid))))
-        owner = Owner(domid, config.name, layout.vm_path(config))
-        await self.devices.plug(owner, config.devices)
+        await self.xenstore.create(layout.ring_nodes(record))
         await self.xenstore.introduce(domid, image.store_mfn, image.store_port)
         record.phase = RUNNING
         self.store.save(record)

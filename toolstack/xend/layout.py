@@ -41,7 +41,10 @@ def vm_path(config: DomainConfig) -> str:
 
 
 def domain_nodes(record: Record, console: str) -> Iterator[Node]:
-    """All below /local/domain/<domid>, parents first. `console` is where one attaches to its console."""
+    """What is known below /local/domain/<domid> before the domain is built, parents first; without devices.
+
+    `console` is where one attaches to its console.
+    """
     domid, config = record.domid, record.config
     assert domid is not None
     base = domain_path(domid)
@@ -68,12 +71,21 @@ def _domain_values(record: Record, config: DomainConfig, console: str) -> dict[s
         "console/type": "xenconsoled",
         "console/limit": str(CONSOLE_LIMIT),
         "console/tty": console,
-        "console/ring-ref": str(record.console_mfn),
-        "console/port": str(record.console_port),
-        "store/ring-ref": str(record.store_mfn),
-        "store/port": str(record.store_port),
     }
     return values | availability(config)
+
+
+def ring_nodes(record: Record) -> Iterator[Node]:
+    """What is known of the domain once it is built."""
+    assert record.domid is not None
+    values = {
+        "console/ring-ref": record.console_mfn,
+        "console/port": record.console_port,
+        "store/ring-ref": record.store_mfn,
+        "store/port": record.store_port,
+    }
+    for name, value in values.items():
+        yield Node(f"{domain_path(record.domid)}/{name}", str(value))
 
 
 def availability(config: DomainConfig) -> dict[str, str]:
