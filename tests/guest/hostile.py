@@ -46,7 +46,17 @@ INDEX_VALUES = (
     1 << 31,
     (1 << 32) - 1,
 )
-GREFS = ("free", "readonly", "foreign", "reserved", "huge", "frame 0", "frame of nobody", "again")
+GREFS = (
+    "free",
+    "readonly",
+    "foreign",
+    "reserved",
+    "huge",
+    "frame 0",
+    "frame of nobody",
+    "frame of Dom0",
+    "again",
+)
 
 seeds = st.integers(0, 1 << 16)
 values = st.sampled_from(NUMBERS)
@@ -194,6 +204,8 @@ def plant(domain: Domain, grants: memoryview, gref: int, how: str) -> None:
             whom = domain.domid + 1
         case "frame 0":
             frame = 0
+        case "frame of Dom0":
+            frame = 20_000
         case "frame of nobody":
             frame = 0xFFFFFFF0
         case _:

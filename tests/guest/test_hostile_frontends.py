@@ -16,12 +16,15 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from domu.faults import Faults, Node
 from domu.frontends import blkfront, netfront, xenbus
 from domu.frontends.blkfront.request import Segment, pack_direct, pack_discard, pack_indirect
 from domu.frontends.netfront.request import TxSlot, pack_rx_request
 from domu.frontends.xenbus import DeviceGone
 from domu.guests import ip
-from hyper.guest.front import RequestRing
+from hyper.guest.front import RequestRing, RingIndex
+from hyper.guest.xenstore import XenstoreGone
+from hyper.public.errors import HypervisorGone
 from tests.guest import hostile
 from tests.guest.hostile import NUMBERS, Piece, Vandal, lies_of
 from tests.toolstack_kit import Guest, Toolstack, toolstack
@@ -228,6 +231,66 @@ def test_ring_grants_that_are_none(host: Host, image: Path, tmp_path: Path, how:
         run(host, work)
 
 
+def test_guests_that_die_with_requests_on_the_way(host: Host, tmp_path: Path) -> None:
+    """Their domain is destroyed in the middle; the backend must let go of it at once."""
+    path = make_image(tmp_path / "dying.img")
+    gone = (BaseExceptionGroup, DeviceGone, HypervisorGone, XenstoreGone)
+
+    async def busy(disk: blkfront.Disk, number: int) -> None:
+        with suppress(DeviceGone, blkfront.DiskError):
+            while True:
+                await disk.write(number * 64, bytes(32768))
+                await disk.read(number * 64, 64)
+
+    async def work(dom0: Toolstack, guest: Guest) -> None:
+        for life in range(6):
+            with suppress(*gone):
+                async with (
+                    dom0.guest() as dying,
+                    dom0.vbd(dying, path),
+                    dying.domain.disk("xvda", blkfront.Options(persistent=bool(life % 2))) as disk,
+                    trio.open_nursery() as nursery,
+                ):
+                    for number in range(8):
+                        nursery.start_soon(busy, disk, number)
+                    await trio.sleep(0.02 * life)
+                    await dom0.xc.domain_destroy(dying.domid)
+        await honest_disk(dom0, tmp_path)
+
+    with the_same(host, "blkback"):
+        run(host, work)
+
+
+def test_noise_does_not_stop_others(host: Host, image: Path, tmp_path: Path) -> None:
+    """One guest writes its state and rings its bell without end; another's reads still take no time."""
+
+    async def noise(guest: Guest, disk: blkfront.Disk) -> None:
+        for number in range(1 << 30):
+            for _ in range(100):
+                disk.queues[0].port.notify()
+            await guest.domain.xs.write(f"data/{number % 50}", str(number))
+            await guest.domain.xs.write(f"{disk.bus.path}/noise", str(number))
+
+    async def work(dom0: Toolstack, guest: Guest) -> None:
+        async with (
+            dom0.vbd(guest, image),
+            guest.domain.disk("xvda") as disk,
+            dom0.guest() as other,
+            dom0.vbd(other, make_image(tmp_path / "other.img")),
+            other.domain.disk("xvda") as honest,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(4):
+                nursery.start_soon(noise, guest, disk)
+            with trio.fail_after(20):
+                for _ in range(200):
+                    await honest.read(0, 8)
+            nursery.cancel_scope.cancel()
+
+    with the_same(host, "blkback"), the_same(host, "xenstored"):
+        run(host, work)
+
+
 def test_a_frontend_that_reconnects_for_ever(host: Host, image: Path, tmp_path: Path) -> None:
     async def work(dom0: Toolstack, guest: Guest) -> None:
         async with dom0.vbd(guest, image):
@@ -371,6 +434,56 @@ def test_a_network_survives_its_frontend(host: Host) -> None:
     with the_same(host, "netback"):
         rage()
         run(host, lambda dom0, _: honest_network(dom0))
+
+
+@pytest.mark.parametrize("name", ["tx-ring-ref", "rx-ring-ref"])
+@pytest.mark.parametrize("how", hostile.GREFS)
+def test_network_rings_that_are_none(host: Host, name: str, how: str) -> None:
+    async def work(dom0: Toolstack, guest: Guest) -> None:
+        own = guest.domain.hyp.process_domain
+        assert own is not None
+        hostile.plant(guest.domain, guest.domain.hyp.frames(own.grant_mfn, own.nr_grant_frames), 700, how)
+        gref = {"reserved": 1, "huge": 1 << 30, "again": 8}.get(how, 700)
+        async with dom0.vif(guest, MACS[0]):
+            with trio.move_on_after(CONNECT_SECONDS), suppress(DeviceGone):
+                async with guest.domain.nic(0, None, lies_of([(name, str(gref))])) as nic:
+                    await nic.send(b"\xff" * 60)
+        if how == "again":
+            await honest_network(dom0)
+
+    with the_same(host, "netback"):
+        run(host, work)
+
+
+def test_a_control_ring_of_nonsense(host: Host) -> None:
+    """Requests are answered whatever they hold; indices that run away end that card alone."""
+
+    async def work(dom0: Toolstack, guest: Guest) -> None:
+        here = guest.domain
+        page, port = here.memory.share(1, 0), await here.hyp.alloc_port(0)
+        ring = RequestRing(page.view, 16, 12)
+        handshake: Faults[Node] = Faults()
+        nodes = [Node("ctrl-ring-ref", str(page.grefs[0])), Node("event-channel-ctrl", str(port.number))]
+        handshake.at(1, lambda node: [node, *nodes])
+        source = random.Random(3)
+        async with dom0.vif(guest, MACS[0]), here.nic(0, None, handshake) as nic:
+            for _ in range(500):
+                ring.put(source.randbytes(16))
+                ring.push()
+                port.notify()
+                while not ring.take():
+                    if not ring.sleep():
+                        await port.wait()
+            ring.store(RingIndex.REQ_PROD, 1 << 20)
+            port.notify()
+            with pytest.raises(DeviceGone), trio.fail_after(10):
+                await nic.receive()
+        page.close()
+        await port.close()
+        await honest_network(dom0)
+
+    with the_same(host, "netback"):
+        run(host, work)
 
 
 def test_lies_about_a_network(host: Host) -> None:
