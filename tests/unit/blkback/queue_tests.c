@@ -63,11 +63,24 @@ static int ask(struct machine *m, const struct blkif_request *r)
     return response.status;
 }
 
-static void data_test(uint32_t pages, uint32_t protocol, uint32_t persistent)
+static struct blkif_request discard_of(uint64_t sector, uint64_t nr, uint8_t flag)
+{
+    struct blkif_request r = {0};
+    struct blkif_request_discard d = {BLKIF_OP_DISCARD, flag, 0, 5, sector, nr};
+
+    memcpy(&r, &d, sizeof(d));
+    return r;
+}
+
+static void data_test(uint32_t pages, uint32_t protocol, uint32_t persistent, uint8_t use_uring)
 {
     struct machine *m = machine_new(pages, protocol, persistent);
+    struct blkif_request flush = {.operation = BLKIF_OP_FLUSH_DISKCACHE}, d = discard_of(0, 8, 0);
 
+    m->config.use_uring = use_uring;
     machine_start(m, false);
+    CHECK(ask(m, &flush) == BLKIF_RSP_OKAY && ask(m, &d) == BLKIF_RSP_OKAY);
+    fill_image(m);
     for (uint64_t turn = 0; turn < 80; turn++) {
         uint64_t sector = turn * 5 % 400;
         struct blkif_request r = whole(BLKIF_OP_READ, sector, turn % 20, 1 + turn % 11);
@@ -90,11 +103,12 @@ static void data_test(uint32_t pages, uint32_t protocol, uint32_t persistent)
     machine_free(m);
 }
 
-static void data_64(void) { data_test(1, BLK_PROTOCOL_64, 100); }
-static void data_32(void) { data_test(1, BLK_PROTOCOL_32, 100); }
-static void data_16_pages(void) { data_test(16, BLK_PROTOCOL_64, 100); }
-static void data_unmapped(void) { data_test(2, BLK_PROTOCOL_64, 0); }
-static void data_few_kept(void) { data_test(4, BLK_PROTOCOL_32, 6); }
+static void data_64(void) { data_test(1, BLK_PROTOCOL_64, 100, 0); }
+static void data_32(void) { data_test(1, BLK_PROTOCOL_32, 100, 0); }
+static void data_16_pages(void) { data_test(16, BLK_PROTOCOL_64, 100, 0); }
+static void data_unmapped(void) { data_test(2, BLK_PROTOCOL_64, 0, 0); }
+static void data_io_uring(void) { data_test(1, BLK_PROTOCOL_64, 0, 1); } /* or threads, where there is none */
+static void data_few_kept(void) { data_test(4, BLK_PROTOCOL_32, 6, 0); }
 
 static void put_indirect(struct machine *m, uint8_t op, uint64_t sector, uint16_t n, uint32_t list)
 {
@@ -168,15 +182,6 @@ static void errors(void)
             CHECK(ask(m, &table[i].r) == table[i].status);
         machine_free(m);
     }
-}
-
-static struct blkif_request discard_of(uint64_t sector, uint64_t nr, uint8_t flag)
-{
-    struct blkif_request r = {0};
-    struct blkif_request_discard d = {BLKIF_OP_DISCARD, flag, 0, 5, sector, nr};
-
-    memcpy(&r, &d, sizeof(d));
-    return r;
 }
 
 static void discard(void)
@@ -614,7 +619,7 @@ static void fuzz(uint64_t seed)
 
 #define T(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } tests[] = {
-    T(data_64), T(data_32), T(data_16_pages), T(data_unmapped), T(data_few_kept), T(indirect), T(errors), T(discard),
+    T(data_64), T(data_32), T(data_16_pages), T(data_unmapped), T(data_few_kept), T(data_io_uring), T(indirect), T(errors), T(discard),
     T(read_only), T(sectors_of_4096), T(granted_read_only), T(grants_are_kept), T(a_full_ring),
     T(a_producer_that_runs_away), T(events_only_when_asked), T(resized), T(successor), T(a_journal_of_another_ring),
     T(nbd_servers_that_die), T(nbd_servers_that_lie), T(writes_not_flushed),
