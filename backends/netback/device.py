@@ -11,14 +11,14 @@ import mmap
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from backends.bus import DeviceError, Link, number, run_connections
 from backends.netback import binding
 from backends.netback.binding import Connection, Netback, Queue, Vif, ffi
-from backends.netback.config import ConfigError, Membership, parse_bridge, parse_mac, parse_vif_rate
+from backends.netback.config import ConfigError, parse_bridge, parse_mac, parse_vif_rate
 from backends.netback.networks import Networks
 from hyper.guest import Port
 from hyper.public.errors import NoSuchNode
@@ -152,36 +152,23 @@ class VifDevice:
 
         Raises: DeviceError and what else the bus takes for this device's end.
         """
-        link = self._link
-        config = vif_config(await link.read_config(), link.frontend_domid, link.devid)
+        config = vif_config(await self._link.read_config(), self._link.frontend_domid, self._link.devid)
         try:
             spec = parse_bridge(config.bridge)
             network = self._networks.get(spec.network)
             membership = network.config.resolve(spec)
+            if config.rate is not None:
+                membership = replace(membership, rate=config.rate)
+            with network.made_vif(self._netback, self._link.frontend_domid, config.name, membership) as vif:
+                vif.apply(membership, config.mac, network.config.mtu or config.mtu)
+                await self._serve(vif)
         except ConfigError as error:
             raise DeviceError(str(error)) from error
-        if config.rate is not None:
-            membership = _with_rate(membership, config.rate)
-        vif = Vif(self._netback, network.network, link.frontend_domid)
-        with network.attached(config.name, vif, membership):
-            vif.apply(membership, config.mac, network.config.mtu or config.mtu)
-            await link.publish(FEATURES)
-            await link.hotplug_connected({})
-            try:
-                await run_connections(link, self._connection(vif))
-            finally:
-                vif.close()
-        if link.frontend_state != 0:
-            return
 
-    def _connection(self, vif: Vif) -> _VifConnection:
-        return _VifConnection(self._link, vif)
-
-
-def _with_rate(membership: Membership, rate: tuple[int, int]) -> Membership:
-    from dataclasses import replace
-
-    return replace(membership, rate=rate)
+    async def _serve(self, vif: Vif) -> None:
+        await self._link.publish(FEATURES)
+        await self._link.hotplug_connected({})
+        await run_connections(self._link, _VifConnection(self._link, vif))
 
 
 class _VifConnection:

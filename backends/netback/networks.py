@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 import trio
 
-from backends.netback.binding import Network, Port, Switch, Vif
+from backends.netback.binding import Netback, Network, Port, Switch, Vif
 from backends.netback.config import (
     DEFAULT,
     DEFAULT_NETWORK,
@@ -66,6 +66,16 @@ class RunningNetwork:
             yield
         finally:
             del self.attachments[name]
+
+    @contextmanager
+    def made_vif(self, netback: Netback, domid: int, name: str, membership: Membership) -> Iterator[Vif]:
+        """A guest's interface as a port of the network, for the block. Raises: ConfigError."""
+        vif = Vif(netback, self.network, domid)
+        try:
+            with self.attached(name, vif, membership):
+                yield vif
+        finally:
+            vif.close()
 
     def vifs(self) -> list[str]:
         """Names of the guests' interfaces on it."""
