@@ -8,6 +8,8 @@
     allow_running()   the same without opening anything: what is left is memory, time, threads and the
                       descriptors at hand
 
+The second list is installed by a process in which the guest's code has already run and could prevent it: what
+holds against a hostile guest is the jail and the first list. The second one holds honest guests with faults.
 Where namespaces are refused the other fences stand: files cannot be opened once the guest runs and no
 process can be touched, but this is meant against faults. Refused calls fail with EPERM. What Landlock
 cannot do on an old kernel is left out.

@@ -178,7 +178,6 @@ def print_error(error: BaseException) -> None:
     traceback.print_exception(error.with_traceback(frame))
 
 
-
 def _keep_sources() -> None:
     """Reads the lines that tracebacks show, as files cannot be opened later."""
     for module in list(sys.modules.values()):

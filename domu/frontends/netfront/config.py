@@ -21,7 +21,6 @@ class Options:
     """TCP segmentation is left to whoever needs it."""
     checksum_offload: bool = True
     """We take packets whose checksum is blank."""
-    multicast_control: bool = False
     tx_pages: int = 64
     """Per queue: pages for packets on their way out."""
     rx_pages: int = 64
@@ -61,7 +60,6 @@ def nodes(options: Options) -> dict[str, object]:
         "feature-gso-tcpv6": int(options.scatter_gather and options.gso),
         "feature-no-csum-offload": int(not options.checksum_offload),
         "feature-ipv6-csum-offload": int(options.checksum_offload),
-        **({"request-multicast-control": 1} if options.multicast_control else {}),
     }
 
 
