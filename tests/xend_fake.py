@@ -380,13 +380,14 @@ class Backends:
     """Both halves of all devices: blkback, netback and the guests' drivers, which answer at once.
 
     `refuse` is what a backend says to a device's `params` or `bridge`, and `silent` whether it says nothing;
-    `stubborn` guests do not let go; `connects` whether guests have drivers.
+    `stubborn` guests do not let go; `connects_late`: a backend that is asked to close says, once, that it has
+    connected; `connects`: whether guests have drivers.
     """
 
     def __init__(self, xenstore: FakeXenstore) -> None:
         self._xenstore = xenstore
         self.refuse: dict[str, str] = {}
-        self.silent = self.stubborn = False
+        self.silent = self.stubborn = self.connects_late = False
         self.connects = True
 
     def hear(self, path: str, value: str | None) -> None:
@@ -398,7 +399,10 @@ class Backends:
             if refusal := self.refuse.get(nodes.get(f"{backend}/params", "")):
                 self._xenstore.put(f"{backend}/error", refusal)
             self._xenstore.put(f"{backend}/resize-done", value)
-        if parts[8:] == ["state"] and value == "5":
+        if parts[8:] == ["state"] and value == "5" and self.connects_late:
+            self.connects_late = False
+            self._xenstore.put(f"{backend}/state", "4")
+        elif parts[8:] == ["state"] and value == "5":
             frontend = nodes[f"{backend}/frontend"]
             if not (self.stubborn and f"{frontend}/state" in nodes):
                 if f"{frontend}/state" in nodes:

@@ -346,6 +346,16 @@ class TestDetaching:
             host.xenstore.backends.stubborn = False
             await xend.hotplug.attach("deb", DISK)
 
+    async def test_a_backend_that_connects_just_now(self, host: Host, autojump_clock: MockClock) -> None:
+        """Its Connected was written over our Closing, and the guest never heard of that."""
+        async with host.xend() as xend:
+            await xend.create("deb", device(*DISK))
+            host.xenstore.backends.connects_late = True
+            began = trio.current_time()
+            await xend.hotplug.detach("deb", "vbd", "xvda", False, True)
+            assert trio.current_time() == began
+            assert devids(host) == set()
+
     async def test_force(self, host: Host, autojump_clock: MockClock) -> None:
         async with host.xend() as xend:
             await xend.create("deb", device(*DISK))

@@ -221,9 +221,19 @@ class DeviceController:
         return await self._xenstore.transact(work)
 
     async def _wait_closed(self, backend: str, seconds: float) -> bool:
+        async def repeat(transaction: Transaction) -> None:
+            if await transaction.exists(f"{backend}/state"):
+                await transaction.write(f"{backend}/state", str(int(XenbusState.CLOSING)))
+
         async def closed() -> bool | None:
             state = await self._xenstore.read(f"{backend}/state")
-            return True if state is None or parse_state(state) == XenbusState.CLOSED else None
+            if state is None or parse_state(state) == XenbusState.CLOSED:
+                return True
+            if parse_state(state) != XenbusState.CLOSING:
+                await self._xenstore.transact(
+                    repeat
+                )  # it has just connected, and written so over our request
+            return None
 
         return await self._watch(backend, closed, seconds) is not None
 
