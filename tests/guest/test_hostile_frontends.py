@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(240)
 
 WANTED = os.environ.get("UMXEN_STORMS")
 storm = settings(
-    max_examples=int(WANTED or 20),
+    max_examples=int(WANTED or 12),
     derandomize=not WANTED,
     database=None,
     deadline=None,
