@@ -41,8 +41,20 @@ static bool compare_registers(const struct cpu_image *n, const struct cpu_image 
     return ok;
 }
 
-static bool compare_fpu(const uint8_t *n, const uint8_t *g)
+static bool compare_high(const struct xstate *n, const struct xstate *g)
 {
+    bool ok = true;
+    for (unsigned k = 0; k < 32; k++) {
+        char name[16];
+        snprintf(name, sizeof(name), "ymm%u.%u", k / 2, 2 + (k & 1));
+        ok &= compare(name, ((const uint64_t *)n->ymm_high)[k], ((const uint64_t *)g->ymm_high)[k]);
+    }
+    return ok;
+}
+
+static bool compare_fpu(const struct xstate *native, const struct xstate *translated)
+{
+    const uint8_t *n = native->legacy, *g = translated->legacy;
     bool ok = compare("fcw", *(uint16_t *)n, *(uint16_t *)g) & compare("fsw", *(uint16_t *)(n + 2), *(uint16_t *)(g + 2)) &
               compare("ftw", n[4], g[4]) & compare("mxcsr", *(uint32_t *)(n + 24), *(uint32_t *)(g + 24));
     char name[16];
@@ -53,7 +65,7 @@ static bool compare_fpu(const uint8_t *n, const uint8_t *g)
         snprintf(name, sizeof(name), "%s%u.%u", k < 16 ? "st" : "xmm", (k < 16 ? k : k - 16) / 2, k & 1);
         ok &= compare(name, a & mask, b & mask);
     }
-    return ok;
+    return ok & compare_high(native, translated);
 }
 
 /* Code addresses in memory, perhaps partly overwritten since: the upper five bytes of a high one are c? ff ff ff ff. */
@@ -179,7 +191,8 @@ static bool same_fault_address(const struct cpu_image *n, uint64_t native, uint6
 {
     struct insn i;
     decode_here(&i, n);
-    if (i.kind == INSN_FXSAVE || i.kind == INSN_FXRSTOR || i.memory_size > 16)
+    if (i.kind == INSN_FXSAVE || i.kind == INSN_FXRSTOR || i.kind == INSN_XSAVE || i.kind == INSN_XRSTOR ||
+        i.kind == INSN_MASKED_MOVE || i.memory_size > 32)
         native = page_of(native), translated = page_of(translated);
     if (here.mode == KERNEL_HIGH && native + HIGH_BASE == translated) /* relative to rip */
         return true;
@@ -199,7 +212,7 @@ static bool compare_event(const struct cpu_image *at, const struct event *n, con
 
 bool compare_state(const struct cpu_image *n, const struct cpu_image *g, uint64_t flags)
 {
-    return compare_registers(n, g) & compare("rflags", n->rflags & flags, g->rflags & flags) & compare_fpu(n->fx, g->fx);
+    return compare_registers(n, g) & compare("rflags", n->rflags & flags, g->rflags & flags) & compare_fpu(&n->x, &g->x);
 }
 
 bool compare_all(const struct cpu_image *n, const struct event *ne, const struct cpu_image *g, const struct event *ge)

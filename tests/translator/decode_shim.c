@@ -4,7 +4,7 @@
 
 struct decoded {
     uint8_t length, kind, map, opcode, operand_size, memory_size, access, has_modrm, mod, reg, rm, fpu, may_fault, lock;
-    uint8_t rip_relative, address_32, address_16, segment, scale, feature;
+    uint8_t rip_relative, address_32, address_16, segment, scale, feature, vex, vsib;
     int8_t base, index;
     uint16_t flags_read, flags_kill, flags_touch;
     int32_t disp;
@@ -19,7 +19,7 @@ void decode_many(const uint8_t *bytes, unsigned stride, unsigned count, uint64_t
         out[k] = (struct decoded){
             i.length, i.kind,       i.map,         i.opcode,       i.operand_size, i.memory_size, i.access,     i.has_modrm,
             i.mod,    i.reg,        i.rm,          i.fpu,          i.may_fault,    i.prefix_lock, i.rip_relative,
-            i.address_32, i.address_16, i.segment, i.scale, i.feature, i.base,         i.index,        i.flags_read,  i.flags_kill,
+            i.address_32, i.address_16, i.segment, i.scale, i.feature, i.vex, i.vsib, i.base, i.index, i.flags_read, i.flags_kill,
             i.flags_touch, i.disp,
         };
     }

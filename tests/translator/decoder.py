@@ -16,7 +16,7 @@ STRIDE = 16
 
 
 BYTES = """length kind map opcode operand_size memory_size access has_modrm mod reg rm fpu may_fault lock
-rip_relative address_32 address_16 segment scale feature""".split()
+rip_relative address_32 address_16 segment scale feature vex vsib""".split()
 
 
 class Decoded(ctypes.Structure):

@@ -27,12 +27,26 @@ from tests.translator.decoder import Decoded, Decoder
 PREFIXES = (0x66, 0x66, 0xF2, 0xF3, 0xF0, 0x67, 0x64, 0x65, 0x2E, 0x40, 0x48)
 HARMLESS = set(
     """GENERAL REG_OPCODE VERBATIM NOP LEA PUSH_REG POP_REG PUSH_IMM PUSH_RM POP_RM LEAVE PUSHF STRING CLD STD
-    MOV_FROM_SEG FXRSTOR RARE""".split()
+    MOV_FROM_SEG FXRSTOR RARE MASKED_MOVE""".split()
 )
+
+
+def random_vex(rng: random.Random) -> bytes:
+    """A VEX prefix and an opcode, with something behind; vvvv often names no register."""
+    last = rng.randrange(256) | (0x78 if rng.random() < 0.5 else 0)
+    if rng.random() < 0.3:
+        head = [0xC5, last]
+    else:
+        head = [0xC4, rng.randrange(8) << 5 | rng.choice((1, 1, 2, 2, 3)), last]
+    if rng.random() < 0.1:
+        head.insert(0, rng.choice((0x64, 0x65, 0x67, 0x2E)))
+    return bytes([*head, *rng.randbytes(15)])[:15]
 
 
 def random_bytes(rng: random.Random) -> bytes:
     """What might be an instruction, with something behind it."""
+    if rng.random() < 0.3:
+        return random_vex(rng)
     head = [rng.choice(PREFIXES) for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))]
     if rng.random() < 0.4:
         head.append(rng.randrange(0x40, 0x50))
@@ -47,12 +61,12 @@ def is_harmless(decoder: Decoder, d: Decoded, compat: bool = False) -> bool:
     """May it run natively, and is its effect the same at every address?"""
     if decoder.kind(d) not in HARMLESS:
         return False
+    if d.vsib:
+        return False  # many addresses
     if decoder.kind(d) == "RARE" and (d.map == 1 or d.opcode in (0xE0, 0xE1, 0xE2, 0xE3, 0x9D)):
         return False  # descriptors of the host; jumps; popf
     if d.map == 1 and d.opcode == 0xC7 and d.mod == 3:
         return False  # rdrand, rdseed
-    if d.map == 1 and d.opcode == 0xBC:
-        return False  # with F3 it is tzcnt, which is not offered
     if decoder.kind(d) == "STRING" and d.address_16:
         return False
     stores_addresses = d.fpu and d.memory_size in (28, 108) and d.access & 32
@@ -62,7 +76,7 @@ def is_harmless(decoder: Decoder, d: Decoded, compat: bool = False) -> bool:
     )
     if d.has_modrm and d.mod != 3 and unreachable:
         return False  # always somewhere unmapped: which of two faults comes first is up to the CPU
-    return not (stores_addresses or (d.map == 1 and d.opcode == 0x31))
+    return not (stores_addresses or (d.map == 1 and d.opcode == 0x31 and not d.vex))
 
 
 def pointers(rng: random.Random, d: Decoded, compat: bool) -> Atom:
@@ -71,7 +85,7 @@ def pointers(rng: random.Random, d: Decoded, compat: bool) -> Atom:
     if d.base == RSP:
         return [f"mov ${rng.randrange(100)}, {reg(d.index, 4)}"] if d.index >= 0 else []
     if d.fpu and rng.random() < 0.8:
-        at &= ~15
+        at &= ~31
     at -= d.disp + (FS_BASE if d.segment == 5 else 0)
     at -= (GS_BASE_32 if compat else GS_BASE) if d.segment == 6 else 0
     lines = []

@@ -25,7 +25,7 @@ static bool repair_fpu(struct cpu_image *n, struct cpu_image *g, unsigned vector
         else
             *(uint16_t *)(both[k]->fx + 2) &= 0x7f00;
     }
-    engine()->set_fpu(v, g->fx);
+    engine()->set_xstate(v, &g->x);
     return true;
 }
 

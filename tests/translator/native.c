@@ -26,16 +26,17 @@ static struct cpu_image *current;
 static struct event *current_event;
 static struct sigaction engine_action[NSIG];
 
-extern uint64_t native_stack, native_target;
+extern uint64_t native_stack, native_target, native_has_avx;
 void native_enter(const struct cpu_image *c);
 extern const uint8_t native_leave[];
 
 __asm__(".pushsection .bss\n"
-        ".globl native_active, native_stack, native_target\n"
+        ".globl native_active, native_stack, native_target, native_has_avx\n"
         ".balign 8\n"
         "native_stack: .skip 8\n"
         "native_target: .skip 8\n"
         "native_active: .skip 8\n"
+        "native_has_avx: .skip 8\n"
         "native_compat: .skip 8\n"
         "native_ss: .skip 8\n"
         ".popsection\n"
@@ -49,16 +50,19 @@ __asm__(".text\n.globl native_enter, native_leave\n"
         " push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
         " mov %rdi, %rbx\n"
         " mov %rsp, native_stack(%rip)\n"
-        " cmpl $0, 672(%rbx); jne 1f\n"
+        " cmpl $0, 160(%rbx); jne 1f\n"
         " mov $158, %eax; mov $0x1002, %edi; mov 144(%rbx), %rsi; syscall\n" /* arch_prctl */
         " mov $158, %eax; mov $0x1001, %edi; mov 152(%rbx), %rsi; syscall\n"
         " jmp 2f\n"
-        "1: mov 712(%rbx), %fs; mov 720(%rbx), %gs; mov 680(%rbx), %es; mov 704(%rbx), %ds\n"
-        "2: fxrstor64 160(%rbx)\n"
+        "1: mov 200(%rbx), %fs; mov 208(%rbx), %gs; mov 168(%rbx), %es; mov 192(%rbx), %ds\n"
+        "2: cmpq $0, native_has_avx(%rip)\n"
+        " jz 1f; mov $7, %eax; xor %edx, %edx; xrstor64 256(%rbx); jmp 2f\n"
+        "1: fxrstor64 256(%rbx)\n"
+        "2:\n"
         " mov 128(%rbx), %rax; mov %rax, native_target(%rip)\n"
         " mov %eax, native_far(%rip)\n"
-        " mov 672(%rbx), %rax; mov %rax, native_compat(%rip)\n"
-        " mov 696(%rbx), %rax; mov %rax, native_ss(%rip)\n"
+        " mov 160(%rbx), %rax; mov %rax, native_compat(%rip)\n"
+        " mov 184(%rbx), %rax; mov %rax, native_ss(%rip)\n"
         " pushq 136(%rbx)\n"
         " movb $1, native_active(%rip)\n"
         " mov 0(%rbx), %rax; mov 8(%rbx), %rcx; mov 16(%rbx), %rdx\n"
@@ -75,10 +79,11 @@ __asm__(".text\n.globl native_enter, native_leave\n"
         " ljmp *native_far(%rip)\n"
         "native_leave:\n"
         " fninit\n"
+        " cmpq $0, native_has_avx(%rip); jz 1f; vzeroupper; 1:\n"
         " pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
         " ret\n");
-_Static_assert(offsetof(struct cpu_image, rip) == 128 && offsetof(struct cpu_image, fx) == 160 &&
-               offsetof(struct cpu_image, compat) == 672 && offsetof(struct cpu_image, selector) == 680,
+_Static_assert(offsetof(struct cpu_image, rip) == 128 && offsetof(struct cpu_image, x) == 256 &&
+               offsetof(struct cpu_image, compat) == 160 && offsetof(struct cpu_image, selector) == 168,
                "offsets in native_enter");
 
 static long raw_arch_prctl(long code, uint64_t value)
@@ -104,6 +109,18 @@ __attribute__((no_sanitize("address", "undefined"))) static bool is_own_step(con
     return arrived;
 }
 
+/* A signal frame's FPU part is an XSAVE area in the standard format, if its software bytes say so. */
+__attribute__((no_sanitize("address", "undefined"))) static void read_xstate(struct xstate *x, const uint8_t *frame)
+{
+    const struct xstate *f = (const struct xstate *)frame;
+    bool extended = *(const uint32_t *)(frame + 464) == 0x46505853;
+    memcpy(x->legacy, f->legacy, sizeof(x->legacy));
+    memset(x->ymm_high, 0, sizeof(x->ymm_high));
+    if (extended && (f->present & XCR0_AVX))
+        memcpy(x->ymm_high, f->ymm_high, sizeof(x->ymm_high));
+    x->present = XCR0_X87 | XCR0_SSE | (native_has_avx ? XCR0_AVX : 0);
+}
+
 __attribute__((no_sanitize("address", "undefined"))) static void on_signal(int number, siginfo_t *info, void *context)
 {
     ucontext_t *uc = context;
@@ -125,7 +142,7 @@ __attribute__((no_sanitize("address", "undefined"))) static void on_signal(int n
         c->regs[k] = g[gregs_order[k]];
     c->rip = g[REG_RIP];
     c->rflags = g[REG_EFL];
-    memcpy(c->fx, uc->uc_mcontext.fpregs, sizeof(c->fx));
+    read_xstate(&c->x, (const uint8_t *)uc->uc_mcontext.fpregs);
     *current_event = (struct event){.vector = g[REG_TRAPNO], .error = g[REG_ERR], .cr2 = g[REG_CR2]};
     g[REG_RIP] = (greg_t)native_leave;
     g[REG_RSP] = (greg_t)native_stack;
@@ -232,6 +249,7 @@ void native_init(struct machine *m)
     set_ldt();
     static const int numbers[] = {SIGSEGV, SIGFPE, SIGBUS, SIGILL, SIGTRAP};
     (void)m;
+    native_has_avx = cpu_features_of_host() >> CPU_AVX & 1;
     raw_arch_prctl(ARCH_GET_FS, (uint64_t)&host_fs);
     map_windows();
     stack_t stack = {.ss_sp = mmap(NULL, ALTERNATE_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),

@@ -5,12 +5,15 @@
 #define TRANSLATOR_NATIVE_H
 #include "machine.h"
 
-/* What a program may see of the CPU. fx is an fxsave image. */
+/* What a program may see of the CPU. */
 struct cpu_image {
     uint64_t regs[NR_GPRS], rip, rflags, fs_base, gs_base;
-    uint8_t fx[512] __attribute__((aligned(16)));
     uint64_t compat;                  /* 32-bit code, with these segments instead of the two bases */
     uint64_t selector[NR_SREGS];
+    union {
+        struct xstate x;
+        uint8_t fx[512];
+    } __attribute__((aligned(64)));
 };
 /* Descriptors that programs of 32-bit code run with, in the LDT: their selectors. */
 enum { LDT_FS = 0x07, LDT_GS = 0x0f, LDT_DATA = 0x17, LDT_FS_LIMITED = 0x1f };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.translator.atoms.avx import Avx
 from tests.translator.atoms.base import (
     NOT_HIGH,
     PAGE,
@@ -16,7 +17,6 @@ from tests.translator.atoms.base import (
     Program,
 )
 from tests.translator.atoms.control import Control
-from tests.translator.atoms.extended import Extended
 from tests.translator.atoms.faults import Faults
 from tests.translator.atoms.integer import Integer
 from tests.translator.atoms.self_modifying import SelfModifying
@@ -24,7 +24,7 @@ from tests.translator.atoms.stack import Stack
 from tests.translator.atoms.strings import Strings
 
 
-class Generator(Integer, Stack, Control, Strings, Extended, Faults, SelfModifying):
+class Generator(Integer, Stack, Control, Strings, Avx, Faults, SelfModifying):
     """Makes programs of one profile."""
 
     def function(self, number: int) -> list[Atom]:
@@ -89,6 +89,11 @@ EXTENDED = kinds(
     """4 count_bits 3 swap_bytes 3 crc 4 add_with_one_flag 1 random_number 8 later_packed 3 later_small
     6 later_immediate 1 later_loads 4 insert_extract 2 later_mmx"""
 )
+AVX = kinds(
+    """10 vex_three 5 vex_two 3 vex_immediate 3 vex_scalar 2 vex_broadcast 3 vex_widen 4 vex_store 5 vex_lanes
+    5 vex_gpr 8 bmi 3 trailing_zeros 4 masked_move 3 gather 2 xsave_area"""
+)
+AVX_FAULTS = kinds("""2 bad_xsave_header 2 misaligned_ymm 3 vex_exception 4 masked_move 4 gather""")
 X87_KINDS = kinds("""10 x87 1 x87_control 1 fpu_image 2 mmx""")
 FAULTS = kinds(
     """3 divide_error 2 misaligned 2 simd_exception 1 bad_mxcsr 2 x87_exception 1 undefined 2 privileged 3
@@ -112,6 +117,8 @@ PROFILES: dict[str, Kinds] = {
     "sse": [*scaled(1, INTEGER), *scaled(5, SSE_KINDS)],
     "x87": [*scaled(1, INTEGER), *scaled(8, X87_KINDS)],
     "extended": [*INTEGER, *STACK_KINDS, *SSE_KINDS, *scaled(5, EXTENDED)],
+    "avx": [*INTEGER, *SSE_KINDS, *EXTENDED, *scaled(5, AVX)],
+    "avx-faults": [*INTEGER, *SSE_KINDS, *scaled(3, AVX), *scaled(5, AVX_FAULTS), *FAULTS],
     "extended-faults": [*INTEGER, *SSE_KINDS, *scaled(4, EXTENDED), *FAULTS],
     "mixed": [
         *scaled(2, INTEGER),
@@ -121,6 +128,7 @@ PROFILES: dict[str, Kinds] = {
         *SSE_KINDS,
         *X87_KINDS,
         *EXTENDED,
+        *AVX,
     ],
     "self-modifying": [*INTEGER, *STACK_KINDS, *CONTROL, *scaled(4, SELF_MODIFYING)],
     "traced": [*scaled(2, INTEGER), *scaled(2, STACK_KINDS), *scaled(2, CONTROL), *STRINGS, *SSE_KINDS],

@@ -115,8 +115,14 @@ void initial_state(struct cpu_image *c, const struct program *p)
     *(uint32_t *)(c->fx + 24) = 0x1f80;
     for (unsigned k = 0; k < 32; k++)
         ((uint64_t *)(c->fx + 160))[k] = random_word();
+    c->x.present = XCR0_X87 | XCR0_SSE;
     if (is_compat(p))
         initial_segments(c);
+    if (!(m->domain.policy.features & CPU_BIT(AVX)))
+        return;
+    c->x.present |= XCR0_AVX;
+    for (unsigned k = 0; random64() & 3 && k < 16; k++) /* sometimes not in use */
+        memcpy(c->x.ymm_high[k], (uint64_t[2]){random_word(), random_word()}, 16);
 }
 
 
@@ -138,7 +144,8 @@ void guest_load(const struct cpu_image *c, enum mode mode)
         s->fs_base = descriptor_base(s->descriptor[SREG_FS]);
         s->gs_base = descriptor_base(s->descriptor[SREG_GS]);
     }
-    engine()->set_fpu(v, c->fx);
+    s->xcr0 = c->x.present;
+    engine()->set_xstate(v, &c->x);
 }
 
 static void guest_store(struct cpu_image *c)
@@ -149,7 +156,7 @@ static void guest_store(struct cpu_image *c)
     c->rflags = cpu_rflags(s);
     c->fs_base = s->fs_base;
     c->gs_base = s->gs_base;
-    engine()->get_fpu(v, c->fx);
+    engine()->get_xstate(v, &c->x);
 }
 
 static unsigned vector_of(enum engine_exit why)

@@ -144,9 +144,11 @@ void smp_run(void)
         run_on_both(pair_thread);
         return;
     }
-    results = calloc(blob.header->nr_programs, sizeof(*results));
+    size_t bytes = blob.header->nr_programs * sizeof(*results);
+    results = aligned_alloc(64, bytes);
     if (!results)
         die("no memory");
+    memset(results, 0, bytes);
     for (unsigned k = 0; k < blob.header->nr_programs; k++, totals.programs++)
         run_natively(k);
     run_on_both(vcpu_thread);

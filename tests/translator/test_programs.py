@@ -7,7 +7,7 @@ import pytest
 from tests.translator.conftest import Checker
 from tests.translator.programs import generate
 
-PROFILES = ["integer", "control", "strings", "sse", "x87", "extended", "mixed", "self-modifying", "rewriting"]
+PROFILES = "integer control strings sse x87 extended avx mixed self-modifying rewriting".split()
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -15,7 +15,7 @@ def test_programs(checker: Checker, profile: str) -> None:
     checker(lambda seed: generate(profile, seed), 300)
 
 
-@pytest.mark.parametrize("profile", ["faults", "straight-faults", "extended-faults"])
+@pytest.mark.parametrize("profile", ["faults", "straight-faults", "extended-faults", "avx-faults"])
 def test_faults_are_precise(checker: Checker, profile: str) -> None:
     """Same instruction, registers, memory, error code, address; with the page repaired, the same end."""
     checker(lambda seed: generate(profile, seed), 250)
@@ -32,7 +32,7 @@ def test_flags_at_each_fault(checker: Checker) -> None:
 
 
 @pytest.mark.parametrize(
-    "profile", ["control", "strings", "mixed", "faults", "straight-faults", "self-modifying"]
+    "profile", ["control", "strings", "mixed", "faults", "straight-faults", "avx-faults", "self-modifying"]
 )
 def test_disturbed_by_others(checker: Checker, profile: str) -> None:
     """Whenever the vCPU asks for the domain lock, somebody may have flushed its TLB or killed its code."""
@@ -65,7 +65,7 @@ def test_two_vcpus(checker: Checker, profile: str, options: str) -> None:
     checker(lambda seed: generate(profile, seed), 100, "--vcpus", "2", *SMP_OPTIONS[options])
 
 
-@pytest.mark.parametrize("profile", ["mixed", "self-modifying"])
+@pytest.mark.parametrize("profile", ["mixed", "avx-faults", "self-modifying"])
 def test_under_sanitizers(sanitized_checker: Checker, profile: str) -> None:
     sanitized_checker(lambda seed: generate(profile, seed), 60)
     sanitized_checker(lambda seed: generate(profile, seed), 30, "--disturb", "3")

@@ -26,14 +26,16 @@ enum insn_kind {
     INSN_STRING,
     INSN_CLD, INSN_STD,
     INSN_MOV_FROM_SEG,
-    INSN_FXSAVE, INSN_FXRSTOR,
+    INSN_FXSAVE, INSN_FXRSTOR, INSN_XSAVE, INSN_XRSTOR,
+    INSN_MASKED_MOVE, /* as GENERAL, but elements of its memory operand that a mask leaves out are not accessed */
     INSN_IRET,
     INSN_RARE,       /* unprivileged but rare: interpreted (xlat, loop, enter, moffs, 16-bit stack operations, ...) */
     INSN_PRIVILEGED, /* the hypervisor decides: emulation or a fault */
     INSN_SYSCALL,
 };
 
-enum access { REG_GPR = 1, REG_READ = 2, REG_WRITE = 4, RM_GPR = 8, RM_READ = 16, RM_WRITE = 32 };
+/* V: the register that VEX.vvvv names; read unless it is written. */
+enum access { REG_GPR = 1, REG_READ = 2, REG_WRITE = 4, RM_GPR = 8, RM_READ = 16, RM_WRITE = 32, V_GPR = 64, V_WRITE = 128 };
 
 struct insn {
     uint64_t pc;
@@ -54,7 +56,9 @@ struct insn {
     bool prefix_66, prefix_f3, prefix_f2, prefix_lock;
     bool address_32;                   /* 67 in 64-bit code; always in 32-bit code */
     bool address_16;                   /* 67 in 32-bit code */
-    bool has_modrm, rip_relative;
+    bool has_modrm, has_sib, rip_relative;
+    bool vex, vex_256, vsib;           /* VEX encoding; with 256 bits; the index is a vector register */
+    uint8_t vvvv, vex_pp;              /* pp: the prefix that VEX implies: none, 66, F3, F2 */
     bool reg_is_byte, rm_is_byte;      /* byte registers: 4-7 without REX are ah ch dh bh */
     bool fpu;                          /* x87, MMX or SSE: #NM while CR0.TS */
     bool may_fault;                    /* can raise an exception of its own on the host (#DE, #GP, #XM, #MF) */

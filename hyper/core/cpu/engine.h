@@ -43,7 +43,7 @@ struct cpu_state {
     uint64_t user_mode;   /* 0: guest kernel, 1: guest user. Changed only by pv/entry.c through engine->set_mode */
     uint64_t fault_vaddr; /* of EXIT_PAGE_FAULT */
     uint64_t fault_error; /* its error code: P, W, U, I; or one of FAULT_* */
-    uint64_t xcr0;
+    uint64_t xcr0;        /* may be changed between two runs */
     uint16_t sreg[NR_SREGS];
     uint64_t descriptor[NR_SREGS]; /* what the selectors named when they were loaded; 0: nothing. See cpu/segment.h */
     uint64_t code;        /* CODE_*, from the descriptors */
@@ -57,6 +57,15 @@ struct cpu_state {
 #define CODE_CHECKED 2u
 #define CODE_CHECKED_FS 4u
 #define CODE_CHECKED_GS 8u
+/* An XSAVE area in the standard format. */
+struct xstate {
+    uint8_t legacy[512]; /* fxsave image */
+    uint64_t present;    /* XSTATE_BV */
+    uint64_t layout;     /* XCOMP_BV */
+    uint64_t reserved[6];
+    uint8_t ymm_high[16][16];
+};
+_Static_assert(sizeof(struct xstate) == 832, "an XSAVE area with AVX");
 
 #define FAULT_NOT_CANONICAL (~0ull - 1) /* #GP instead */
 #define FAULT_WATCHED (~0ull - 4)       /* inside the engine only: a watched operand, outside a single step */
@@ -149,8 +158,11 @@ struct engine_ops {
     bool (*write)(struct vcpu *v, uint64_t vaddr, const void *from, size_t bytes);
     /* Fetches up to 15 bytes of code at vaddr; returns how many could be read. */
     unsigned (*fetch)(struct vcpu *v, uint64_t vaddr, uint8_t *to);
-    void (*get_fpu)(struct vcpu *v, void *fxsave512);
-    void (*set_fpu)(struct vcpu *v, const void *fxsave512);
+    /* Not while it runs. Components that aren't `present` are in their initial state. */
+    void (*get_xstate)(struct vcpu *v, struct xstate *out);
+    void (*set_xstate)(struct vcpu *v, const struct xstate *in);
+    /* XINUSE of the vCPU that is on this thread. */
+    uint64_t (*xstate_in_use)(struct vcpu *v);
     void (*statistics)(struct domain *d, struct engine_statistics *out);
     const char *(*exit_name)(unsigned index); /* of engine_statistics.exits */
 };

@@ -26,7 +26,9 @@ enum cpu_feature {
 #define CPU_IMPLEMENTED                                                                                                    \
     (CPU_BIT(BASE) | CPU_BIT(SSE3) | CPU_BIT(SSSE3) | CPU_BIT(SSE41) | CPU_BIT(SSE42) | CPU_BIT(POPCNT) | CPU_BIT(CX16) |     \
      CPU_BIT(LAHF) | CPU_BIT(AES) | CPU_BIT(PCLMULQDQ) | CPU_BIT(SHA) | CPU_BIT(MOVBE) | CPU_BIT(ADX) | CPU_BIT(RDRAND) |       \
-     CPU_BIT(RDSEED) | CPU_BIT(GFNI) | CPU_BIT(LZCNT) | CPU_BIT(PREFETCHW))
+     CPU_BIT(RDSEED) | CPU_BIT(GFNI) | CPU_BIT(LZCNT) | CPU_BIT(PREFETCHW) | CPU_BIT(XSAVE) | CPU_BIT(XSAVEOPT) |           \
+     CPU_BIT(XSAVEC) | CPU_BIT(XGETBV1) | CPU_BIT(AVX) | CPU_BIT(AVX2) | CPU_BIT(FMA) | CPU_BIT(F16C) | CPU_BIT(VAES) |       \
+     CPU_BIT(VPCLMULQDQ) | CPU_BIT(BMI1) | CPU_BIT(BMI2))
 
 /* Where CPUID says so. */
 struct cpu_feature_bit {

@@ -105,14 +105,17 @@ int pv_set_context(struct vcpu *v, const struct vcpu_guest_context *c)
         do_set_debugreg(v, k, c->debugreg[k]);
     do_set_debugreg(v, 7, c->debugreg[7]);
     if (c->ctrlreg[4])
-        v->pv.cr4 = c->ctrlreg[4] & 0x7ff;
+        v->pv.cr4 = c->ctrlreg[4] & (0x7ff | CR4_OSXSAVE);
     v->cpu->fs_base = c->fs_base;
     v->pv.gs_base_kernel = c->gs_base_kernel;
     v->pv.gs_base_user = c->gs_base_user;
     v->cpu->gs_base = user ? c->gs_base_user : c->gs_base_kernel;
     engine()->set_mode(v, user);
-    if (c->flags & VGCF_I387_VALID)
-        engine()->set_fpu(v, &c->fpu_ctxt);
+    if (c->flags & VGCF_I387_VALID) {
+        struct xstate x = {.present = XCR0_X87 | XCR0_SSE};
+        memcpy(x.legacy, &c->fpu_ctxt, sizeof(x.legacy));
+        engine()->set_xstate(v, &x);
+    }
     v->initialised = true;
     return 0;
 }
@@ -124,7 +127,9 @@ void pv_get_context(struct vcpu *v, struct vcpu_guest_context *c)
     bool user = s->user_mode;
     c->flags = VGCF_I387_VALID | (user ? 0 : VGCF_in_kernel) | (atomic_load(&v->online) ? VGCF_online : 0) |
                v->pv.callback_flags;
-    engine()->get_fpu(v, &c->fpu_ctxt);
+    struct xstate x;
+    engine()->get_xstate(v, &x);
+    memcpy(&c->fpu_ctxt, x.legacy, sizeof(x.legacy));
     for (unsigned k = 0; k < NR_GPRS; k++)
         *reg_field(&c->user_regs, reg_order[k]) = s->regs[reg_order[k]];
     c->user_regs.rip = s->rip;

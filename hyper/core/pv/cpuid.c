@@ -7,7 +7,6 @@
 #include "version.h"
 
 enum { XSAVE = 1u << 26, OSXSAVE = 1u << 27 }; /* leaf 1 ecx */
-#define CR4_OSXSAVE 0x40000u
 
 static void set(uint32_t out[4], uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 {

@@ -334,8 +334,11 @@ static int write_cr3(struct vcpu *v, uint64_t value)
     return rc;
 }
 
-/* Bits a guest may have in its view of CR4: VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT. */
-#define CR4_ALLOWED 0x7ffull
+/* Bits a guest may have in its view of CR4: VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, and OSXSAVE. */
+static uint64_t cr4_allowed(const struct vcpu *v)
+{
+    return 0x7ffull | (v->domain->policy.features & CPU_BIT(XSAVE) ? CR4_OSXSAVE : 0);
+}
 
 static bool write_cr(struct emulation *m)
 {
@@ -349,7 +352,7 @@ static bool write_cr(struct emulation *m)
     case 2: m->v->vcpu_info->arch.cr2 = value; return true;
     case 3: return !write_cr3(m->v, value) || raise_gp(m, 0);
     case 4:
-        if (value & ~CR4_ALLOWED)
+        if (value & ~cr4_allowed(m->v))
             return raise_gp(m, 0);
         m->v->pv.cr4 = value;
         return true;
@@ -369,6 +372,42 @@ static bool debug_register(struct emulation *m, bool write)
         return false;
     }
     *r = value;
+    return true;
+}
+
+/* ---- XCR0 ------------------------------------------------------------------------------------------------------- */
+
+static bool undefined(struct emulation *m)
+{
+    pv_inject_exception(m->v, UD, false, 0);
+    return false;
+}
+
+static bool xgetbv(struct emulation *m)
+{
+    uint64_t value = m->c->xcr0, features = vcpu_features(m->v);
+    uint32_t which = m->c->regs[RCX];
+    if (!(features & CPU_BIT(XSAVE)) || m->insn.prefix_66 || m->insn.prefix_f3 || m->insn.prefix_f2)
+        return undefined(m);
+    if (which > 1 || (which && !(features & CPU_BIT(XGETBV1))))
+        return raise_gp(m, 0);
+    if (which)
+        value = engine()->xstate_in_use(m->v);
+    m->c->regs[RAX] = (uint32_t)value;
+    m->c->regs[RDX] = value >> 32;
+    return true;
+}
+
+static bool xsetbv(struct emulation *m)
+{
+    uint64_t value = (uint32_t)m->c->regs[RAX] | m->c->regs[RDX] << 32, all = policy_xcr0(&m->v->domain->policy);
+    if (!all || m->insn.prefix_66 || m->insn.prefix_f3 || m->insn.prefix_f2)
+        return undefined(m);
+    bool sane = (value & XCR0_X87) && !(value & ~all) && (!(value & XCR0_AVX) || (value & XCR0_SSE));
+    if (m->c->user_mode || (uint32_t)m->c->regs[RCX] || !sane)
+        return raise_gp(m, 0);
+    m->c->xcr0 = value;
+    m->v->pv.xcr0_accum |= value;
     return true;
 }
 
@@ -412,7 +451,11 @@ static bool group_7(struct emulation *m) /* sgdt sidt lgdt lidt smsw lmsw invlpg
 {
     struct { uint16_t limit; uint64_t base; } __attribute__((packed)) table = {0, 0};
     unsigned r = m->insn.reg & 7;
-    if (m->insn.mod == 3 && r != 4 && r != 6) { /* vmcall, monitor, xgetbv, swapgs, rdtscp...: not offered */
+    if (m->insn.modrm == 0xd0)
+        return xgetbv(m);
+    if (m->insn.modrm == 0xd1)
+        return xsetbv(m);
+    if (m->insn.mod == 3 && r != 4 && r != 6) { /* vmcall, monitor, swapgs, rdtscp...: not offered */
         pv_inject_exception(m->v, UD, false, 0);
         return false;
     }

@@ -11,6 +11,7 @@ struct domain;
 struct vcpu_guest_context;
 
 #define NR_GDT_FRAMES 14
+#define CR4_OSXSAVE 0x40000u
 
 struct pv_vcpu {
     struct { uint64_t address; uint16_t cs; uint8_t flags; } trap[256]; /* set_trap_table; flags: DPL 0-1, TI_mask 2 */
@@ -22,6 +23,7 @@ struct pv_vcpu {
     uint64_t iopl;                /* virtual */
     bool cr0_ts;
     uint64_t cr4, debugreg[8];
+    uint64_t xcr0_accum;          /* every component that XCR0 ever had */
     uint64_t gs_base_kernel, gs_base_user; /* of the mode that isn't running; the running one's is in cpu_state */
     gfn_t kernel_l4, user_l4;     /* INVALID_GFN: none. Each holds a reference of PGT_l4_page_table */
     mfn_t gdt_frame[NR_GDT_FRAMES]; /* INVALID_MFN: none. Each holds a reference of PGT_seg_desc_page */

@@ -74,7 +74,7 @@ NUMBER = {reg(n, 8): n for n in range(16)}
 # Atoms that may not stand inside others.
 NOT_SIMPLE = set(
     """call crossing_store either far_away fpu_image generated loop_instruction patched_function
-    patched_loop patched_straddle repeat skip stored_beside""".split()
+    patched_loop patched_straddle repeat skip stored_beside xsave_area""".split()
 )
 
 

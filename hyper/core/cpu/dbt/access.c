@@ -29,7 +29,7 @@ static void emit_segment(struct translator *t, uint64_t pc, uint32_t what)
 void emit_tlb(struct translator *t, uint64_t pc, uint32_t what)
 {
     struct emitter *m = &t->m;
-    if (what >= SLOW_SEGMENT(0))
+    if (what & SLOW_SEGMENTS)
         emit_segment(t, pc, what);
     if (t->single) {
         emit_rip(t, pc);

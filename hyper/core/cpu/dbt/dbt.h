@@ -77,6 +77,8 @@ enum helper {
     HELP_FXSAVE,       /* r10: vaddr */
     HELP_FXRSTOR,
     HELP_SEGMENT,      /* r10: offset, r11: SLOW_* with a segment; returns the address with bit 32 set */
+    HELP_XSAVE,        /* r10: vaddr, or an offset; r11: enum xsave_form, SLOW_SEGMENT */
+    HELP_XRSTOR,
     NR_HELPERS
 };
 
@@ -103,7 +105,9 @@ struct engine_vcpu {
     uint32_t mxcsr, host_mxcsr; /* the guest's while C runs; what C runs with */
     uint64_t (*helper[NR_HELPERS])(struct engine_vcpu *, uint64_t, uint64_t); /* 0: leave, e->exit says why */
     uint8_t xmm[16][16] __attribute__((aligned(16)));
-    uint8_t bounce[144] __attribute__((aligned(16))); /* the largest operand, 108 bytes, at any alignment */
+    uint8_t ymm_high[16][16];   /* the upper halves, while C runs; mean something only if: */
+    uint64_t ymm_in_use;        /* not all of them are zero */
+    uint8_t bounce[192] __attribute__((aligned(64))); /* the largest operand, 108 bytes, at any alignment */
     uint64_t bounce_vaddr, bounce_bytes; /* a store waiting for dbt_commit_store; 0 bytes: none */
 
     struct vcpu *vcpu;
@@ -133,8 +137,8 @@ struct engine_vcpu {
 /* ---- blocks ----------------------------------------------------------------------------------------------------- */
 
 /* What makes the same bytes translate differently. */
-enum block_mode { MODE_USER = 1, MODE_SINGLE = 2, MODE_NO_FPU = 4 };
-#define MODE_CODE(code) ((code) << 3) /* CODE_* */
+enum block_mode { MODE_USER = 1, MODE_SINGLE = 2, MODE_NO_FPU = 4, MODE_AVX = 128 /* XCR0 has it */ };
+#define MODE_CODE(code) ((code) << 3) /* CODE_*, four bits */
 
 /* A direct jump out of a block: a rel32 at `patch` that goes to `stub` until it is linked. */
 struct link {
@@ -206,6 +210,8 @@ struct engine_domain {
     struct engine_statistics stats;
 };
 
+#define DEFAULT_MXCSR 0x1f80u /* all exceptions masked: what C is compiled for */
+#define DEFAULT_FCW 0x37f
 /* In an fxsave image. */
 enum { FXSAVE_FIP = 8, FXSAVE_FDP = 16, FXSAVE_MXCSR = 24, FXSAVE_XMM = 160 };
 
@@ -259,6 +265,7 @@ uint8_t *mmu_access(struct engine_vcpu *e, uint64_t vaddr, bool write);
 /* Little-endian values of 1 to 8 bytes, across pages too; a store checks all of it before it writes any. */
 bool mmu_load(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t *value);
 bool mmu_store(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t value);
+bool mmu_may_store(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes);
 /* A missed access of generated code: the host address, or 0 with e->exit set. `what`: SLOW_*. */
 uint64_t mmu_slow_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what);
 /* The exit that reports cpu.fault_*. */
@@ -318,13 +325,31 @@ typedef void enter_fn(struct engine_vcpu *e, const uint8_t *entry);
 
 /* ---- helpers.c: called from generated code on C's stack, without SSE -------------------------------------------- */
 /* Flags in `what` of slow_access. */
-enum { SLOW_SIZE = 0xff, SLOW_WRITE = 0x100, SLOW_SPECIAL = 0x200, SLOW_GROUP = 0x400, SLOW_STACK = 0x800 /* #SS, not #GP */ };
+enum {
+    SLOW_SIZE = 0xff, SLOW_WRITE = 0x100, SLOW_SPECIAL = 0x200, SLOW_GROUP = 0x400, SLOW_STACK = 0x800 /* #SS, not #GP */,
+    SLOW_MASKED = 0x8000 /* not all of it need be there: interpret.c decides */
+};
 #define SLOW_SEGMENT(sreg) ((1u + (sreg)) << 12) /* r10 is an offset in it, to be checked against its limit */
+#define SLOW_SEGMENTS 0x7000
 void helpers_init(struct engine_vcpu *e);
+/* A store at cpu.fault_vaddr was refused because its frame holds code: that code goes. The vector registers were saved. */
+void helper_drop_code(struct engine_vcpu *e);
+
+/* ---- xstate.c --------------------------------------------------------------------------------------------------- */
+enum xsave_form { XSAVE_PLAIN, XSAVE_OPTIMISED, XSAVE_COMPACT, XSAVE_FORM = 0xff, XSAVE_WIDE = 0x100 /* with REX.W */ };
+uint64_t help_xsave(struct engine_vcpu *e, uint64_t vaddr, uint64_t form);
+uint64_t help_xrstor(struct engine_vcpu *e, uint64_t vaddr, uint64_t form);
+/* XINUSE of the vCPU that is on this thread, registers saved. */
+uint64_t dbt_xstate_in_use(struct vcpu *v);
+void dbt_get_xstate(struct vcpu *v, struct xstate *out);
+void dbt_set_xstate(struct vcpu *v, const struct xstate *in);
 
 /* ---- interpret.c ------------------------------------------------------------------------------------------------ */
 /* One unprivileged instruction at rip. 0: done; else the exit to take. */
 int interpret_rare(struct engine_vcpu *e);
+/* interpret_vector.c; false after a fault. */
+bool interpret_masked_move(struct engine_vcpu *e, const struct insn *i);
+bool interpret_gather(struct engine_vcpu *e, const struct insn *i);
 
 /* ---- host_faults.c ---------------------------------------------------------------------------------------------- */
 void host_faults_install(void);

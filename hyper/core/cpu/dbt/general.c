@@ -4,8 +4,6 @@
  */
 #include "cpu/dbt/translate.h"
 
-enum rm_form { RM_REGISTER, RM_SUM, RM_T1, RM_GS }; /* register m; [r11 + r10]; [r11]; gs:[m] */
-
 static bool byte_without_rex(bool is_byte, const struct insn *i) { return is_byte && !i->rex; }
 
 /* The instruction with its operands replaced: register field r, rm as `form` says. */
@@ -46,7 +44,7 @@ static void emit_insn(struct translator *t, const struct insn *i, unsigned r, en
         emit1(e, i->imm >> (8 * k));
 }
 
-static void note_fault_point(struct translator *t, const struct insn *i)
+void note_fault_point(struct translator *t, const struct insn *i)
 {
     if (i->may_fault)
         fault_point_add(t->ed, t->m.p, i->pc << 1 | (t->flags == FLAGS_HOST));

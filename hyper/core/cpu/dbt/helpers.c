@@ -239,8 +239,7 @@ static bool lock_in_helper(struct engine_vcpu *e)
     return true;
 }
 
-/* A store was refused because its frame holds code: that code goes. The vector registers were saved. */
-static void drop_code(struct engine_vcpu *e)
+void helper_drop_code(struct engine_vcpu *e)
 {
     struct domain *d = e->vcpu->domain;
     struct page_info *pg;
@@ -259,7 +258,7 @@ static uint64_t help_string_alone(struct engine_vcpu *e, uint64_t r10, uint64_t 
             return 1;
         if (e->exit != DBT_SPECIAL)
             return 0;
-        drop_code(e);
+        helper_drop_code(e);
     }
 }
 
@@ -295,7 +294,7 @@ static uint64_t help_commit(struct engine_vcpu *e, uint64_t r10, uint64_t r11)
     if (!e->bounce_bytes)
         return 1;
     uint64_t vaddr = e->bounce_vaddr, bytes = e->bounce_bytes, first = PAGE_SIZE - (vaddr & ~PAGE_MASK);
-    const uint8_t *from = e->bounce + (vaddr & 15);
+    const uint8_t *from = e->bounce + (vaddr & 63);
     e->bounce_bytes = 0;
     if (e->bounce_is_page_table)
         return commit_page_table(e, vaddr, from, bytes);
@@ -367,7 +366,7 @@ static bool image_writable(struct engine_vcpu *e, uint64_t vaddr)
         while (!mmu_access(e, pages[k], true)) {
             if (e->cpu.fault_error != FAULT_CODE_FRAME)
                 return false;
-            drop_code(e);
+            helper_drop_code(e);
         }
     return true;
 }
@@ -442,4 +441,6 @@ void helpers_init(struct engine_vcpu *e)
     e->helper[HELP_FXSAVE] = help_fxsave;
     e->helper[HELP_FXRSTOR] = help_fxrstor;
     e->helper[HELP_SEGMENT] = help_segment;
+    e->helper[HELP_XSAVE] = help_xsave;
+    e->helper[HELP_XRSTOR] = help_xrstor;
 }

@@ -176,42 +176,55 @@ static bool store_fpu(struct engine_vcpu *e, const struct insn *i)
     return true;
 }
 
+static bool is_rare(const struct insn *i)
+{
+    return i->kind == INSN_RARE || i->kind == INSN_POPF || i->kind == INSN_PUSHF || i->kind == INSN_MASKED_MOVE;
+}
+
+static bool interpret(struct engine_vcpu *e, const struct insn *i, uint64_t *next)
+{
+    if (i->kind == INSN_MASKED_MOVE)
+        return interpret_masked_move(e, i);
+    if (i->vsib)
+        return interpret_gather(e, i);
+    if (i->map == 1)
+        return i->opcode == 0xf7 ? masked_move(e, i) : segment_query(e, i);
+    switch (i->opcode) {
+    case 0xa0 ... 0xa3: return move_absolute(e, i);
+    case 0xd7: return xlat(e, i);
+    case 0xe0 ... 0xe3: *next = loop_target(e, i, *next); return true;
+    case 0xd9: case 0xdd: return store_fpu(e, i);
+    case 0xc8: return enter(e, i);
+    }
+    return narrow_stack(e, i);
+}
+
+/* Is an address that isn't canonical one of the stack segment? */
+static bool is_stack_fault(const struct engine_vcpu *e, const struct insn *i)
+{
+    if (i->vex)
+        return !i->segment && (i->base == RSP || i->base == RBP);
+    return i->opcode == 0xc8 || (i->opcode != 0xd7 && !is_canonical(e->cpu.regs[RSP]));
+}
+
 int interpret_rare(struct engine_vcpu *e)
 {
     uint8_t bytes[DECODE_BYTES] = {0};
     struct insn i;
     unsigned got = engine()->fetch(e->vcpu, e->cpu.rip, bytes);
     decode(&i, bytes, e->cpu.rip, vcpu_features(e->vcpu), e->cpu.code);
-    if (got < i.length || (i.kind != INSN_RARE && i.kind != INSN_POPF && i.kind != INSN_PUSHF))
+    if (got < i.length || !is_rare(&i))
         return DBT_LINK; /* another vCPU has rewritten it since: run what is there now */
     uint64_t next = e->cpu.rip + i.length;
-    bool ok;
     if (is_compat_only(&i)) {
         enum dbt_exit why = interpret_compat(e, &i);
         if (why == DBT_LINK)
             e->cpu.rip = (uint32_t)next;
         return why;
     }
-    if (i.map == 1 && i.opcode == 0xf7)
-        ok = masked_move(e, &i);
-    else if (i.map == 1)
-        ok = segment_query(e, &i);
-    else if (i.opcode >= 0xa0 && i.opcode <= 0xa3)
-        ok = move_absolute(e, &i);
-    else if (i.opcode == 0xd7)
-        ok = xlat(e, &i);
-    else if (i.opcode >= 0xe0 && i.opcode <= 0xe3)
-        ok = true, next = loop_target(e, &i, next);
-    else if (i.opcode == 0xd9 || i.opcode == 0xdd)
-        ok = store_fpu(e, &i);
-    else if (i.opcode == 0xc8)
-        ok = enter(e, &i);
-    else
-        ok = narrow_stack(e, &i);
-    if (!ok) {
+    if (!interpret(e, &i, &next)) {
         enum dbt_exit why = mmu_fault_exit(e);
-        bool stack = i.opcode == 0xc8 || (i.opcode != 0xd7 && !is_canonical(e->cpu.regs[RSP]));
-        return why == DBT_GP && stack ? DBT_STACK : why;
+        return why == DBT_GP && is_stack_fault(e, &i) ? DBT_STACK : why;
     }
     e->cpu.rip = e->cpu.code ? (uint32_t)next : next;
     return DBT_LINK;

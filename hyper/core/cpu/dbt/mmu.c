@@ -192,7 +192,7 @@ static uint64_t bounce_crossing(struct engine_vcpu *e, uint64_t vaddr, uint64_t 
     unsigned bytes = what & SLOW_SIZE;
     bool write = what & SLOW_WRITE;
     unsigned first = PAGE_SIZE - (vaddr & ~PAGE_MASK);
-    uint8_t *to = e->bounce + (vaddr & 15);
+    uint8_t *to = e->bounce + (vaddr & 63);
     if (!is_canonical(vaddr + bytes - 1)) {
         e->cpu.fault_error = FAULT_NOT_CANONICAL;
         return leave_fault(e, what);
@@ -219,7 +219,7 @@ static uint64_t bounce_page_table(struct engine_vcpu *e, uint64_t vaddr, unsigne
     const uint8_t *host = mmu_walk(e, vaddr, ACCESS_READ, &pg);
     if (!host)
         return leave(e, mmu_fault_exit(e));
-    uint8_t *to = e->bounce + (vaddr & 15);
+    uint8_t *to = e->bounce + (vaddr & 63);
     copy_plain(to, host, bytes);
     e->bounce_vaddr = vaddr;
     e->bounce_bytes = bytes;
@@ -248,17 +248,21 @@ uint64_t mmu_slow_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
         e->bounce_is_page_table = false;
     }
     if (crosses) {
+        if (what & SLOW_MASKED)
+            return leave(e, DBT_RARE);
         if (write && !special)
             return leave(e, DBT_SPECIAL);
         return bounce_crossing(e, vaddr, what);
     }
     uint8_t *host = translate_address(e, vaddr, write, special);
+    if (!host && (what & SLOW_MASKED))
+        return leave(e, DBT_RARE);
     if (!host && write && special && e->page_table_write)
         return bounce_page_table(e, vaddr, bytes);
     if (!host)
         return leave_fault(e, what);
     if (special && write && e->tlb[mode_index(e)][tlb_index(vaddr)].write_tag != -page_of(vaddr)) {
-        uint8_t *to = e->bounce + (vaddr & 15); /* a frame with code: stored by HELP_COMMIT under the lock */
+        uint8_t *to = e->bounce + (vaddr & 63); /* a frame with code: stored by HELP_COMMIT under the lock */
         copy_plain(to, host, bytes);
         e->bounce_vaddr = vaddr;
         e->bounce_bytes = bytes;
@@ -321,6 +325,12 @@ bool mmu_load(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t *v
     }
     *value = v;
     return true;
+}
+
+bool mmu_may_store(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes)
+{
+    unsigned first = PAGE_SIZE - (vaddr & ~PAGE_MASK);
+    return mmu_access(e, vaddr, true) && (bytes <= first || mmu_access(e, vaddr + first, true));
 }
 
 bool mmu_store(struct engine_vcpu *e, uint64_t vaddr, unsigned bytes, uint64_t value)

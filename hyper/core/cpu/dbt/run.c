@@ -9,11 +9,11 @@
 static unsigned block_mode(const struct engine_vcpu *e, bool single)
 {
     return (e->cpu.user_mode ? MODE_USER : 0) | (single ? MODE_SINGLE : 0) | (e->fpu_disabled ? MODE_NO_FPU : 0) |
-           MODE_CODE(e->cpu.code);
+           MODE_CODE(e->cpu.code) | (e->cpu.xcr0 & XCR0_AVX ? MODE_AVX : 0);
 }
 
 /* The jump cache and the shadow stack know only addresses: they are void when the code at them would be translated another
- * way, because the FPU was switched or the segments are others. */
+ * way, because the FPU or AVX was switched or the segments are others. */
 static void check_mode(struct engine_vcpu *e)
 {
     unsigned mode = block_mode(e, false), index = mode_index(e);

@@ -10,7 +10,6 @@
 #include "cpu/dbt/dbt.h"
 
 #define ARCH_SET_GS 0x1001
-#define DEFAULT_MXCSR 0x1f80 /* all exceptions masked: what C is compiled for */
 #define HWCAP2_FSGSBASE 2
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
@@ -105,6 +104,7 @@ static int dbt_vcpu_create(struct vcpu *v)
     }
     atomic_store(&e->poll, &e->poll_target);
     cpu_set_rflags(&e->cpu, X86_IF);
+    e->cpu.xcr0 = XCR0_X87 | XCR0_SSE;
     *(uint16_t *)e->fpu = 0x37f;          /* x87 control word */
     *(uint32_t *)(e->fpu + FXSAVE_MXCSR) = e->mxcsr = e->host_mxcsr = DEFAULT_MXCSR;
     helpers_init(e);
@@ -197,22 +197,6 @@ static unsigned dbt_fetch(struct vcpu *v, uint64_t vaddr, uint8_t *to)
     return INSN_MAX_BYTES;
 }
 
-static void dbt_get_fpu(struct vcpu *v, void *image)
-{
-    memcpy(image, v->engine->fpu, 512);
-    memset((uint8_t *)image + FXSAVE_FIP, 0, FXSAVE_MXCSR - FXSAVE_FIP);
-    memcpy((uint8_t *)image + FXSAVE_MXCSR, &v->engine->mxcsr, sizeof(v->engine->mxcsr));
-    memcpy((uint8_t *)image + FXSAVE_XMM, v->engine->xmm, sizeof(v->engine->xmm));
-}
-
-static void dbt_set_fpu(struct vcpu *v, const void *image)
-{
-    memcpy(v->engine->fpu, image, 512);
-    v->engine->mxcsr = *(uint32_t *)(v->engine->fpu + FXSAVE_MXCSR) & 0xffff;
-    *(uint32_t *)(v->engine->fpu + FXSAVE_MXCSR) = DEFAULT_MXCSR;
-    memcpy(v->engine->xmm, (const uint8_t *)image + FXSAVE_XMM, sizeof(v->engine->xmm));
-}
-
 static void dbt_statistics(struct domain *d, struct engine_statistics *out)
 {
     memset(out, 0, sizeof(*out));
@@ -269,8 +253,9 @@ const struct engine_ops dbt_engine = {
     .read = dbt_read,
     .write = dbt_write,
     .fetch = dbt_fetch,
-    .get_fpu = dbt_get_fpu,
-    .set_fpu = dbt_set_fpu,
+    .get_xstate = dbt_get_xstate,
+    .set_xstate = dbt_set_xstate,
+    .xstate_in_use = dbt_xstate_in_use,
     .statistics = dbt_statistics,
     .exit_name = dbt_exit_name,
 };

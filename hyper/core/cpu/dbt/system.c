@@ -56,3 +56,13 @@ void translate_fxsave(struct translator *t, const struct insn *i, uint16_t live_
     translate_helper(t, i, i->kind == INSN_FXSAVE ? HELP_FXSAVE : HELP_FXRSTOR,
                      (i->rex & 8) | (segment_is_checked(t, sreg) ? SLOW_SEGMENT(sreg) : 0));
 }
+
+void translate_xsave(struct translator *t, const struct insn *i, uint16_t live_before)
+{
+    enum xsave_form form = i->map == 1 && i->opcode == 0xc7 ? XSAVE_COMPACT : (i->reg & 7) == 6 ? XSAVE_OPTIMISED : XSAVE_PLAIN;
+    flags_give_up(t, live_before);
+    emit_vaddr(t, i);
+    enum sreg sreg = insn_segment(i);
+    translate_helper(t, i, i->kind == INSN_XSAVE ? HELP_XSAVE : HELP_XRSTOR,
+                     form | (i->rex & 8 ? XSAVE_WIDE : 0) | (segment_is_checked(t, sreg) ? SLOW_SEGMENT(sreg) : 0));
+}

@@ -41,19 +41,71 @@ static void move_xmm(struct emitter *m, unsigned base, bool store)
     }
 }
 
+/* vextractf128 or vinsertf128 between the upper halves of ymm0-15 and the vCPU that rdi points to. */
+static void move_high(struct emitter *m, bool store)
+{
+    for (unsigned i = 0; i < 16; i++) {
+        emit1(m, 0xc4);
+        emit1(m, i & 8 ? 0x63 : 0xe3);
+        emit1(m, store ? 0x7d : 0x05 | (~i & 15) << 3);
+        emit1(m, store ? 0x19 : 0x18);
+        emit1(m, 0x80 | (i & 7) << 3 | H_RDI);
+        emit4(m, OFFSET(ymm_high) + 16 * i);
+        emit1(m, 1);
+    }
+}
+
+/* Vector registers to the vCPU that rdi points to; the upper halves only if the CPU says that they are not all zero, which they
+ * are afterwards: with dirty ones every SSE instruction of C would be slower. rdx stays. */
+static void save_vectors(struct emitter *m, uint64_t features)
+{
+    move_xmm(m, H_RDI, true);
+    if (!(features & CPU_BIT(AVX)))
+        return;
+    emit_mov(m, H_R8, H_RDX);
+    if (cpu_tracks_use(features)) {
+        EMIT(m, "\xb9\x01\0\0\0\x0f\x01\xd0"); /* mov ecx, 1; xgetbv */
+    } else {
+        emit_load_gs(m, H_RAX, OFFSET(cpu.xcr0));
+    }
+    EMIT(m, "\x83\xe0\x04"); /* and eax, XCR0_AVX */
+    emit_store_gs(m, OFFSET(ymm_in_use), H_RAX);
+    emit_mov(m, H_RDX, H_R8);
+    EMIT(m, "\x0f\x84"); /* jz */
+    uint8_t *skip = m->p;
+    emit4(m, 0);
+    move_high(m, true);
+    EMIT(m, "\xc5\xf8\x77"); /* vzeroupper */
+    patch_rel32(skip, m->p);
+}
+
+/* The other way round. The upper halves are zero: C and its library leave them so. */
+static void load_vectors(struct emitter *m, uint64_t features)
+{
+    move_xmm(m, H_RDI, false);
+    if (!(features & CPU_BIT(AVX)))
+        return;
+    emit_gs(m, true, 0x83, 7, OFFSET(ymm_in_use)); /* cmp qword gs:[], 0 */
+    EMIT(m, "\0\x0f\x84");
+    uint8_t *skip = m->p;
+    emit4(m, 0);
+    move_high(m, false);
+    patch_rel32(skip, m->p);
+}
+
 static void save_flags_from_host(struct emitter *m) /* rax is free */
 {
     EMIT(m, "\x9f\x0f\x90\xc0\x0f\xb7\xc0"); /* lahf; seto al; movzx eax, ax */
     emit_store_gs(m, OFFSET(cpu.status), H_RAX);
 }
 
-static void emit_enter(struct emitter *m, struct trampolines *tr)
+static void emit_enter(struct emitter *m, struct trampolines *tr, uint64_t features)
 {
     tr->enter = m->p;
     EMIT(m, "\x53\x55\x41\x54\x41\x55\x41\x56\x41\x57\x48\x83\xec\x08"); /* push rbx rbp r12-r15; sub rsp, 8 */
     emit_store_gs(m, OFFSET(host_rsp), H_RSP);
     emit_store_gs(m, OFFSET(entry), H_RSI);
-    move_xmm(m, H_RDI, false);
+    load_vectors(m, features);
     emit_gs(m, false, 0x1ae, 2, OFFSET(mxcsr)); /* ldmxcsr */
     emit_load_gs(m, H_RSP, OFFSET(shadow_rsp));
     emit_load_gs(m, H_RAX, OFFSET(cpu.status));
@@ -62,7 +114,7 @@ static void emit_enter(struct emitter *m, struct trampolines *tr)
     emit_gs(m, false, 0xff, 4, OFFSET(entry)); /* jmp gs:[entry] */
 }
 
-static uint8_t *emit_exits(struct emitter *m, struct trampolines *tr)
+static uint8_t *emit_exits(struct emitter *m, struct trampolines *tr, uint64_t features)
 {
     tr->poll = m->p;
     emit_store_gs_imm(m, OFFSET(exit), DBT_POLL);
@@ -85,15 +137,23 @@ static uint8_t *emit_exits(struct emitter *m, struct trampolines *tr)
     emit_gs(m, false, 0x1ae, 2, OFFSET(host_mxcsr));
     emit_store_gs(m, OFFSET(shadow_rsp), H_RSP);
     emit_load_gs(m, H_RSP, OFFSET(host_rsp));
-    emit_load_gs(m, H_RAX, OFFSET(self));
-    move_xmm(m, H_RAX, true);
+    emit_load_gs(m, H_RDI, OFFSET(self));
+    save_vectors(m, features);
     EMIT(m, "\x48\x83\xc4\x08\x41\x5f\x41\x5e\x41\x5d\x41\x5c\x5d\x5b\xc3"); /* add rsp, 8; pop r15-r12 rbp rbx; ret */
     return stored;
 }
 
-/* Calls a helper on C's stack with (self, r10, r11). Its result goes to r11, r10 becomes 0: host address as r11 + r10. */
-static void emit_helper(struct emitter *m, struct trampolines *tr, enum helper h, const uint8_t *stored, bool full)
+/* May it take locks or call the C library, or does it work on the vector registers? Then they are in the vCPU meanwhile. */
+static bool calls_c(enum helper h)
 {
+    return h == HELP_COMMIT || h == HELP_STRING_ALONE || h == HELP_FXSAVE || h == HELP_FXRSTOR || h == HELP_XSAVE ||
+           h == HELP_XRSTOR;
+}
+
+/* Calls a helper on C's stack with (self, r10, r11). Its result goes to r11, r10 becomes 0: host address as r11 + r10. */
+static void emit_helper(struct emitter *m, struct trampolines *tr, enum helper h, const uint8_t *stored, uint64_t features)
+{
+    bool full = calls_c(h);
     tr->helper[h] = m->p;
     if (full)
         emit1(m, 0x9c); /* pushfq: on the shadow stack */
@@ -104,11 +164,11 @@ static void emit_helper(struct emitter *m, struct trampolines *tr, enum helper h
     emit_store_gs(m, OFFSET(shadow_rsp), H_RSP);
     emit_load_gs(m, H_RSP, OFFSET(host_rsp));
     if (full)
-        move_xmm(m, H_RDI, true);
+        save_vectors(m, features);
     emit_gs(m, false, 0xff, 2, OFFSET(helper) + 8 * h); /* call gs:[helper] */
     if (full) {
         emit_load_gs(m, H_RDI, OFFSET(self));
-        move_xmm(m, H_RDI, false);
+        load_vectors(m, features);
     }
     emit_load_gs(m, H_RSP, OFFSET(shadow_rsp));
     emit_mov(m, H_R11, H_RAX);
@@ -143,10 +203,11 @@ void trampolines_emit(struct engine_domain *ed)
 {
     struct emitter m = {ed->cache};
     struct trampolines *tr = &ed->tr;
-    emit_enter(&m, tr);
-    uint8_t *stored = emit_exits(&m, tr);
+    uint64_t features = ed->domain->policy.features;
+    emit_enter(&m, tr, features);
+    uint8_t *stored = emit_exits(&m, tr, features);
     for (unsigned h = 0; h < NR_HELPERS; h++)
-        emit_helper(&m, tr, h, stored, h == HELP_COMMIT || h == HELP_STRING_ALONE || h == HELP_FXSAVE || h == HELP_FXRSTOR);
+        emit_helper(&m, tr, h, stored, features);
     emit_jump_indirect(&m, tr, 0);
     emit_jump_indirect(&m, tr, 1);
     tr->end = m.p;

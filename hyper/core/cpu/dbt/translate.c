@@ -20,13 +20,21 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
     }
     switch ((enum insn_kind)i->kind) {
     case INSN_NOP: break;
+    case INSN_MASKED_MOVE: translate_vex(t, i, before); break;
     case INSN_GENERAL:
-        if (insn_is_memory(i) && (i->access & (RM_READ | RM_WRITE)))
+        if (i->vex)
+            translate_vex(t, i, before);
+        else if (insn_is_memory(i) && (i->access & (RM_READ | RM_WRITE)))
             translate_memory_form(t, i, before, need);
         else
             translate_register_form(t, i, need);
         break;
-    case INSN_VERBATIM: translate_verbatim(t, i, need); break;
+    case INSN_VERBATIM:
+        if (i->vex)
+            translate_vzero(t, i);
+        else
+            translate_verbatim(t, i, need);
+        break;
     case INSN_REG_OPCODE: translate_register_opcode(t, i); break;
     case INSN_LEA: translate_lea(t, i); break;
     case INSN_PUSH_REG: return translate_pushes(t, i, left, before);
@@ -52,6 +60,7 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
         break;
     case INSN_MOV_FROM_SEG: translate_mov_from_segment(t, i, before); break;
     case INSN_FXSAVE: case INSN_FXRSTOR: translate_fxsave(t, i, before); break;
+    case INSN_XSAVE: case INSN_XRSTOR: translate_xsave(t, i, before); break;
     case INSN_JCC:
         flags_to_host(t, false);
         emit_link(t, 0x0f80 | (i->opcode & 15), i->target);
@@ -193,8 +202,9 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
     struct engine_domain *ed = e->vcpu->domain->engine;
     struct insn insns[MAX_INSNS];
     struct translator t = {.e = e, .ed = ed, .user = mode & MODE_USER, .single = mode & MODE_SINGLE,
-                           .code = mode / MODE_CODE(1), .compat = mode & MODE_CODE(CODE_COMPAT),
-                           .features = vcpu_features(e->vcpu)};
+                           .code = mode / MODE_CODE(1) & 15, .compat = mode & MODE_CODE(CODE_COMPAT),
+                           .features = cpu_features_enabled(e->vcpu->domain->policy.features,
+                                                            mode & MODE_AVX ? XCR0_AVX : 0)};
     t.word = t.compat ? 4 : 8;
     t.b = block_alloc(e, pc, mode);
     t.m.p = ed->hot;

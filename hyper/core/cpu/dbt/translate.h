@@ -85,6 +85,14 @@ void translate_verbatim(struct translator *t, const struct insn *i, bool need);
 void translate_register_opcode(struct translator *t, const struct insn *i);
 void translate_lea(struct translator *t, const struct insn *i);
 
+enum rm_form { RM_REGISTER, RM_SUM, RM_T1, RM_GS }; /* register m; [r11 + r10]; [r11]; gs:[m] */
+/* The instruction that comes next may raise an exception on the host: whose it is. */
+void note_fault_point(struct translator *t, const struct insn *i);
+
+/* ---- vector.c --------------------------------------------------------------------------------------------------- */
+void translate_vex(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_vzero(struct translator *t, const struct insn *i);
+
 /* ---- stack.c ---------------------------------------------------------------------------------------------------- */
 /* One word between `from` and [T1 + disp]; [T1 + T0]. */
 void emit_load_word(struct translator *t, unsigned to, int32_t disp);
@@ -105,6 +113,7 @@ void translate_mov_from_segment(struct translator *t, const struct insn *i, uint
 void translate_helper(struct translator *t, const struct insn *i, enum helper h, uint64_t argument);
 void translate_string(struct translator *t, const struct insn *i, uint16_t live_before);
 void translate_fxsave(struct translator *t, const struct insn *i, uint16_t live_before);
+void translate_xsave(struct translator *t, const struct insn *i, uint16_t live_before);
 
 /* ---- jumps.c ---------------------------------------------------------------------------------------------------- */
 void emit_rip(struct translator *t, uint64_t pc);

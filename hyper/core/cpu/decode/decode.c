@@ -1,6 +1,6 @@
 /*
  * Decoding in four steps: prefixes, opcode table (tables.c, sse.c, maps.c), ModRM with its addressing form, immediate; then the cases
- * that depend on ModRM.reg or on shift counts (groups.c).
+ * that depend on ModRM.reg or on shift counts (groups.c). VEX encodings go their own way (vex.c).
  */
 #include "cpu/decode/parts.h"
 
@@ -79,7 +79,7 @@ static unsigned modrm_16(struct insn *i)
     return i->base < 0 || i->mod == 2 ? 2 : i->mod;
 }
 
-static const uint8_t *decode_modrm(struct insn *i, const uint8_t *p)
+const uint8_t *decode_modrm(struct insn *i, const uint8_t *p)
 {
     uint8_t m = *p++;
     if (i->map == 1 && i->opcode >= 0x20 && i->opcode <= 0x23)
@@ -101,8 +101,9 @@ static const uint8_t *decode_modrm(struct insn *i, const uint8_t *p)
     if (i->rm == 4) {
         uint8_t sib = *p++;
         int index = ((sib >> 3) & 7) | ((i->rex & 2) << 2);
+        i->has_sib = true;
         i->scale = sib >> 6;
-        i->index = index == 4 ? -1 : index;
+        i->index = index == 4 && !i->vsib ? -1 : index;
         i->base = (sib & 7) | ((i->rex & 1) << 3);
         if ((sib & 7) == 5 && i->mod == 0) {
             i->base = -1;
@@ -141,7 +142,7 @@ static unsigned imm_bytes(const struct insn *i, enum imm_rule rule)
     return 0;
 }
 
-static const uint8_t *decode_imm(struct insn *i, const uint8_t *p, enum imm_rule rule)
+const uint8_t *decode_imm(struct insn *i, const uint8_t *p, enum imm_rule rule)
 {
     unsigned n = imm_bytes(i, rule);
     uint64_t v = 0;
@@ -202,6 +203,16 @@ static unsigned operand_size(const struct insn *i, enum size_rule rule)
     return i->prefix_66 ? 2 : 4;
 }
 
+static void last_word(struct insn *i, unsigned bytes, uint64_t features)
+{
+    if (!(features >> i->feature & 1))
+        i->kind = INSN_INVALID;
+    if (bytes > INSN_MAX_BYTES) {
+        i->kind = INSN_INVALID;
+        i->length = INSN_MAX_BYTES;
+    }
+}
+
 static const struct sse_opcode *find_sse(unsigned map, uint8_t opcode)
 {
     static const struct sse_opcode *const table[4] = {NULL, sse, sse_0f38, sse_0f3a};
@@ -220,6 +231,12 @@ void decode(struct insn *i, const uint8_t *bytes, uint64_t pc, uint64_t features
     const struct opcode *o;
     const struct sse_opcode *s = NULL;
     uint8_t op = *p++;
+    if ((op == 0xc4 || op == 0xc5) && (!compat || *p >= 0xc0)) { /* else les, lds */
+        p = decode_vex(i, p, op, features);
+        i->length = p - bytes;
+        last_word(i, p - bytes, features);
+        return;
+    }
     if (op != 0x0f) {
         o = compat ? compat_row(op) : &one_byte[op];
     } else {
@@ -258,12 +275,7 @@ void decode(struct insn *i, const uint8_t *bytes, uint64_t pc, uint64_t features
     finish(i, o);
     if (i->map == 0 && (op & 0xfe) == 0x9e && !compat)
         i->feature = CPU_LAHF;
-    if (!(features >> i->feature & 1))
-        i->kind = INSN_INVALID;
-    if (p - bytes > INSN_MAX_BYTES) {
-        i->kind = INSN_INVALID;
-        i->length = INSN_MAX_BYTES;
-    }
+    last_word(i, p - bytes, features);
 }
 
 bool insn_ends_block(const struct insn *i)

@@ -119,9 +119,11 @@ static void group_15(struct insn *i) /* fxsave fxrstor ldmxcsr stmxcsr xsave lfe
         i->access = 0;
         return;
     }
-    i->fpu = r < 4;
+    i->fpu = r < 7;
     if (i->prefix_66 || i->prefix_f3 || i->prefix_f2)
         i->kind = INSN_INVALID;
+    else if (r >= 4 && r <= 6)
+        i->kind = r == 5 ? INSN_XRSTOR : INSN_XSAVE, i->feature = r == 6 ? CPU_XSAVEOPT : CPU_XSAVE;
     else if (r == 0 || r == 1)
         i->kind = r ? INSN_FXRSTOR : INSN_FXSAVE, i->memory_size = 0;
     else if (r == 2)
@@ -141,10 +143,16 @@ static void random_number(struct insn *i) /* rdrand, rdseed */
         i->kind = INSN_INVALID;
 }
 
-static void group_9(struct insn *i) /* cmpxchg8b cmpxchg16b rdrand rdseed */
+static void group_9(struct insn *i) /* cmpxchg8b cmpxchg16b xsavec rdrand rdseed */
 {
     if (i->mod == 3 && (i->reg & 7) >= 6) {
         random_number(i);
+        return;
+    }
+    if (i->mod != 3 && (i->reg & 7) == 4) { /* xsavec */
+        i->kind = i->prefix_66 || i->prefix_f3 || i->prefix_f2 || i->prefix_lock ? INSN_INVALID : INSN_XSAVE;
+        i->feature = CPU_XSAVEC;
+        i->fpu = true;
         return;
     }
     i->feature = i->rex & 8 ? CPU_CX16 : CPU_BASE;

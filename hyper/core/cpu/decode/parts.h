@@ -56,6 +56,11 @@ void sse_operands(struct insn *i, const struct sse_opcode *o);
 void decode_one_byte_group(struct insn *i);
 void decode_two_byte_group(struct insn *i, uint64_t features);
 
+/* After a VEX escape (c4, c5): all of the instruction; returns where it ends. */
+const uint8_t *decode_vex(struct insn *i, const uint8_t *p, uint8_t escape, uint64_t features);
+const uint8_t *decode_modrm(struct insn *i, const uint8_t *p);
+const uint8_t *decode_imm(struct insn *i, const uint8_t *p, enum imm_rule rule);
+
 /* Instructions of the map 0f 38 on general registers; operand_size is as the prefixes say. */
 bool is_integer_0f38(uint8_t opcode);
 void decode_integer_0f38(struct insn *i);
