@@ -16,5 +16,8 @@ int64_t sysctl_cpu_policy(struct hv *hv, struct xen_sysctl_cpu_policy *op);
 int64_t sysctl_cpu_featureset(struct hv *hv, struct xen_sysctl_cpu_featureset *op);
 int64_t domctl_get_cpu_policy(struct domain *d, struct xen_domctl_cpu_policy *op);
 int64_t domctl_set_cpu_policy(struct domain *d, struct xen_domctl_cpu_policy *op);
+/* extstate.c; likewise. */
+int64_t domctl_get_extstate(struct domain *d, struct vcpu *v, struct xen_domctl_vcpuextstate *op);
+int64_t domctl_set_extstate(struct domain *d, struct vcpu *v, struct xen_domctl_vcpuextstate *op);
 static inline uint64_t all_cpus(const struct hv *hv) { return ~0ull >> (64 - hv->config.nr_pcpus); }
 #endif

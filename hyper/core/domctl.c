@@ -308,6 +308,20 @@ static int64_t getvcpucontext(struct call *c)
     return rc;
 }
 
+static int64_t vcpuextstate(struct call *c)
+{
+    struct xen_domctl_vcpuextstate *op = &c->op.u.vcpuextstate;
+    struct vcpu *v = domain_vcpu(c->d, op->vcpu);
+    if (c->d->kind != DOMAIN_PV || c->d == c->caller)
+        return -XEN_EINVAL;
+    if (!v)
+        return -XEN_ESRCH;
+    if (c->op.cmd == XEN_DOMCTL_setvcpuextstate)
+        return domctl_set_extstate(c->d, v, op);
+    c->copyback = true;
+    return domctl_get_extstate(c->d, v, op);
+}
+
 /* ---- CPU policy ------------------------------------------------------------------------------------------------- */
 
 static int64_t cpu_policy(struct call *c)
@@ -539,6 +553,8 @@ static domctl_fn *const table[] = {
     [XEN_DOMCTL_getpageframeinfo3] = getpageframeinfo3,
     [XEN_DOMCTL_setnodeaffinity] = nodeaffinity,
     [XEN_DOMCTL_getnodeaffinity] = nodeaffinity,
+    [XEN_DOMCTL_getvcpuextstate] = vcpuextstate,
+    [XEN_DOMCTL_setvcpuextstate] = vcpuextstate,
     [XEN_DOMCTL_get_cpu_policy] = cpu_policy,
     [XEN_DOMCTL_set_cpu_policy] = cpu_policy,
 };
