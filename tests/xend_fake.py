@@ -20,6 +20,7 @@ from uuid import UUID
 
 import trio
 
+from dom0.libxc.cpuid import NO_SUBLEAF, Leaves
 from dom0.libxc.images import ImageError
 from dom0.libxc.info import CpuAffinity, CreditParameters, DomainInfo, PhysInfo, VcpuInfo, XenInfo
 from dom0.libxc.process import ProcessSpec
@@ -38,6 +39,7 @@ from toolstack.xend.store import DomainStore
 T = TypeVar("T")
 NR_CPUS = 4
 TOTAL_PAGES = 262144
+HOST_LEAVES: Leaves = {(1, NO_SUBLEAF): (0x306C1, 0x800, 0x9FFFFFFF, 0x178BFBFF), (7, 0): (0, 0x128, 0, 0)}
 CODES = {name: code for code, name in REASONS.items()} | {"halt": 0}
 
 
@@ -62,6 +64,7 @@ class FakeDomain:
     affinity: dict[int, frozenset[int]] = field(default_factory=dict)
     pauses: int = 1
     spec: PvSpec | None = None
+    leaves: Leaves = field(default_factory=dict)
 
 
 def blank_info(domid: int, handle: UUID, max_vcpu_id: int = -1) -> DomainInfo:
@@ -190,6 +193,15 @@ class FakeHypervisor:
 
     async def sched_credit_set(self, domid: int, parameters: CreditParameters) -> None:
         self._domain(domid, "sched_credit_set").credit = parameters
+
+    async def host_cpu_policy(self) -> Leaves:
+        return dict(HOST_LEAVES)
+
+    async def get_cpu_policy(self, domid: int) -> Leaves:
+        return HOST_LEAVES | self._domain(domid, "get_cpu_policy").leaves
+
+    async def set_cpu_policy(self, domid: int, leaves: Leaves) -> None:
+        self._domain(domid, "set_cpu_policy").leaves |= leaves
 
     async def physinfo(self) -> PhysInfo:
         return PhysInfo(

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
+from dom0.libxc.cpuid import Leaves
 from dom0.libxc.info import (
     CpuAffinity,
     CreditParameters,
@@ -32,6 +33,9 @@ PAGE_SHIFT = 12
 E820_RAM = 1
 
 _E820_ENTRY = struct.Struct("<QQI")
+_LEAF = "struct xen_cpuid_leaf"
+_CPUID_LEAF = struct.Struct("<6I")
+_MAX_LEAVES = 128
 _AFFINITY_BITS = 256
 _DOMAINS_PER_CALL = 256
 _CONSOLE_CHUNK = 64 << 10
@@ -300,6 +304,52 @@ class XenControl:
             u={"credit": {"weight": parameters.weight, "cap": parameters.cap}},
         )  # fmt: skip
 
+    # --- CPU policy and extended state
+
+    async def get_cpu_policy(self, domid: int) -> Leaves:
+        """What CPUID tells the domain."""
+        with self._hyp.arena.alloc(_MAX_LEAVES * abi.sizeof(_LEAF)) as buf:
+            answer = await self._domctl(
+                "get_cpu_policy", domid, "cpu_policy", nr_leaves=_MAX_LEAVES, leaves=buf.addr
+            )
+            return _leaves_of(buf.view, answer.u.cpu_policy.nr_leaves)
+
+    async def set_cpu_policy(self, domid: int, leaves: Leaves) -> None:
+        """Changes leaves of a domain that has not run yet, as far as the machine has what they ask for."""
+        size = abi.sizeof(_LEAF)
+        with self._hyp.arena.alloc(max(len(leaves), 1) * size) as buf:
+            for index, (place, words) in enumerate(leaves.items()):
+                buf.view[index * size : (index + 1) * size] = _CPUID_LEAF.pack(*place, *words)
+            await self._domctl(
+                "set_cpu_policy", domid, "cpu_policy", nr_leaves=len(leaves), leaves=buf.addr
+            )
+
+    async def host_cpu_policy(self) -> Leaves:
+        """The same leaves as the host's own CPUID has them."""
+        with self._hyp.arena.alloc(_MAX_LEAVES * abi.sizeof(_LEAF)) as buf:
+            answer = await self._sysctl(
+                "get_cpu_policy", "cpu_policy",
+                index=abi.lib.XEN_SYSCTL_cpu_policy_host, nr_leaves=_MAX_LEAVES, leaves=buf.addr,
+            )  # fmt: skip
+            return _leaves_of(buf.view, answer.u.cpu_policy.nr_leaves)
+
+    async def getvcpuextstate(self, domid: int, vcpu_id: int) -> bytes:
+        """XCR0, every component it ever had, and an XSAVE area; what setvcpuextstate takes."""
+        room = (await self._domctl("getvcpuextstate", domid, "vcpuextstate", vcpu=vcpu_id)).u.vcpuextstate
+        with self._hyp.arena.alloc(room.size) as buf:
+            await self._domctl(
+                "getvcpuextstate", domid, "vcpuextstate",
+                vcpu=vcpu_id, xfeature_mask=room.xfeature_mask, size=room.size, buffer=buf.addr,
+            )  # fmt: skip
+            return bytes(buf.view[: room.size])
+
+    async def setvcpuextstate(self, domid: int, vcpu_id: int, state: bytes) -> None:
+        with self._hyp.arena.alloc(max(len(state), 1)) as buf:
+            buf.view[: len(state)] = state
+            await self._domctl(
+                "setvcpuextstate", domid, "vcpuextstate", vcpu=vcpu_id, size=len(state), buffer=buf.addr
+            )
+
     # --- event channels
 
     async def evtchn_alloc_unbound(self, domid: int, remote_domid: int) -> EvtchnPort:
@@ -426,6 +476,11 @@ class XenControl:
         with self._hyp.arena.new(ctype) as buf:
             await self._xen_version(command, buf.addr)
             return abi.struct(ctype, bytearray(buf.view))
+
+
+def _leaves_of(view: memoryview, count: int) -> Leaves:
+    records = _CPUID_LEAF.iter_unpack(view[: count * _CPUID_LEAF.size])
+    return {(leaf, subleaf): (a, b, c, d) for leaf, subleaf, a, b, c, d in records}
 
 
 def ram_map(nbytes: int) -> list[tuple[int, int, int]]:

@@ -162,6 +162,10 @@ WRONG = [
     ("nfs_root = '/r'", "nfs_root", "needs nfs_server"),
     ("on_xend_stop = 'suspend'", "on_xend_stop", "'suspend' is not built yet"),
     ("pool = 'other'", "pool", "must be one of"),
+    ("cpuid = 'host,avx3=0'", "cpuid", "no CPU feature is called 'avx3'; did you mean 'avx'?"),
+    ("cpuid = ['1:ecx=xx0']", "cpuid", "neither 32 characters of 0 1 x k s nor a number"),
+    ("cpuid = {}", "cpuid", "must be a string or a list of strings"),
+    ("cpuid_check = ['1:exx=1']", "cpuid_check", "is not eax, ebx, ecx or edx"),
 ]
 
 

@@ -16,7 +16,7 @@ from dom0.libxc.process import ProcessSpec
 from dom0.libxc.pv import PvSpec
 from hyper.public.errors import BadArgument, OutOfFrames
 from hyper.public.types import DomId
-from toolstack.xend import layout
+from toolstack.xend import cpuid, layout
 from toolstack.xend.devices.controller import DeviceController, Owner
 from toolstack.xend.errors import XendError
 from toolstack.xend.hypervisor import SCHEDULERS, Hypervisor, mebibytes
@@ -67,6 +67,7 @@ class Builder:
         self.store.save(record)
         await hypervisor.max_vcpus(domid, config.vcpus)
         await hypervisor.max_mem(domid, memory_limit_kib(config.memory))
+        await cpuid.apply(hypervisor, domid, config.cpuid, config.cpuid_check)
         await self._apply_scheduling(domid, config)
         record.start_time = self.wall()
         await self.xenstore.create(layout.vm_nodes(record))

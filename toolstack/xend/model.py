@@ -14,6 +14,7 @@ from typing import Any
 
 from toolstack import sxp
 from toolstack.sxp import Sxp
+from toolstack.xend.cpuid import read_rules
 from toolstack.xend.devices import config as device_config
 from toolstack.xend.devices.config import Devices
 from toolstack.xend.errors import NotBuilt, XendError
@@ -122,6 +123,9 @@ class DomainConfig:
     description: str = ""
     features: str = ""
     max_event_channels: int = DEFAULT_EVENT_CHANNELS
+    cpuid: tuple[str, ...] = ()
+    cpuid_check: tuple[str, ...] = ()
+    """Rules of dom0.libxc.cpuid, in xend's syntax."""
     pool_name: str = "Pool-0"
     shadow_memory: int = 0
     devices: Devices = ()
@@ -158,6 +162,8 @@ class DomainConfig:
             max_event_channels=reader.number(
                 "max_event_channels", DEFAULT_EVENT_CHANNELS, 1, MAX_EVENT_CHANNELS
             ),
+            cpuid=read_rules("cpuid", reader.value("cpuid")),
+            cpuid_check=read_rules("cpuid_check", reader.value("cpuid_check")),
             pool_name=reader.choice("pool_name", "Pool-0", ("Pool-0",)),
             shadow_memory=reader.number("shadow_memory", 0, 0, MAX_MEMORY),
             devices=reader.devices(),
@@ -173,6 +179,7 @@ class DomainConfig:
         )
         out += [[key, getattr(self, key)] for key in keys.split()]
         out.append(["cpus", self.cpus_sxp()])
+        out += [[key, list(getattr(self, key))] for key in ("cpuid", "cpuid_check") if getattr(self, key)]
         out += [[key, value] for key, value in self.extra]
         out.append(["image", self.image.to_sxp()])
         return out + self.devices_sxp()
@@ -306,8 +313,6 @@ class _Reader:
             "target": lambda value: str(value) != "0",
             "tsc_mode": lambda value: str(value) != "0",
             "superpages": lambda value: str(value) != "0",
-            "cpuid": bool,
-            "cpuid_check": bool,
             "security": bool,
             "machine_address_size": bool,
             "suppress_spurious_page_faults": bool,

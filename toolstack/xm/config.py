@@ -406,6 +406,19 @@ def _device(kind: str, entry: str, folder: str | None) -> list[Sxp]:
         raise _Wrong(str(error)) from None
 
 
+def _cpuid(value: Any) -> list[str]:
+    """Strings of either syntax of toolstack.xm.cpuid, as rules of xend's."""
+    from toolstack.xm import cpuid  # only who restricts CPUID pays for this import
+
+    entries = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(entries, (list, tuple)):
+        raise _Wrong(f"must be a string or a list of strings, not {_kind(value)}")
+    try:
+        return cpuid.rules([_text(item) for item in entries])
+    except ValueError as error:
+        raise _Wrong(str(error)) from None
+
+
 KEYS: dict[str, Callable[[Any], Any]] = {
     "name": _name,
     "uuid": _uuid,
@@ -465,8 +478,8 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "machine_address_size": _later("a limit on machine addresses is"),
     "suppress_spurious_page_faults": _later("suppressing spurious page faults is"),
     "access_control": _later("security labels are"),
-    "cpuid": _later("CPUID policies are"),
-    "cpuid_check": _later("CPUID policies are"),
+    "cpuid": _cpuid,
+    "cpuid_check": _cpuid,
     "target": _later("stub domains are"),
     "nomigrate": _number(0, 1),
     "s3_integrity": _number(0, 1),
@@ -544,6 +557,9 @@ def make_config(settings: Settings, *, check_files: bool = True) -> list[Sxp]:
     config += _vcpus(settings)
     for key in ("uuid", "cpu", "cpus", "cpu_cap", "cpu_weight"):
         if value(key) is not None:
+            config.append([key, value(key)])
+    for key in ("cpuid", "cpuid_check"):
+        if value(key):
             config.append([key, value(key)])
     if value("localtime"):
         config.append(["localtime", 1])
