@@ -172,9 +172,9 @@ def test_every_vex_encoding(checker: Checker, decoder: Decoder) -> None:
     """Each that the decoder takes, with operands that mostly work, does what it does on the CPU."""
     rng = random.Random(11)
     taken = [
-        atom(rng, decoder, raw, d)
+        atom(rng, decoder, raw, d, False)
         for raw, d in ((r, decoder.decode([r])[0]) for r in vex_encodings(rng))
-        if is_harmless(decoder, d)
+        if is_harmless(decoder, d, False)
     ]
     programs = [Program(k, taken[k : k + 20], flags=NOT_HIGH) for k in range(0, len(taken), 20)]
     for at in range(0, len(programs), 200):
