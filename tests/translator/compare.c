@@ -144,9 +144,19 @@ static void decode_here(struct insn *i, const struct cpu_image *n)
     decode(i, bytes, n->rip, m->domain.policy.features, n->compat);
 }
 
+/* BMI and what else lives in the maps 0f 38 and 0f 3a. */
+static uint16_t undefined_in_maps(const struct insn *i)
+{
+    if (i->feature != CPU_BMI1 && i->feature != CPU_BMI2)
+        return 0;
+    return i->opcode == 0xf7 ? X86_SF | X86_PF : X86_PF;
+}
+
 static uint16_t undefined_flags(const struct insn *i)
 {
     unsigned r = i->reg & 7;
+    if (i->map > 1)
+        return i->flags_touch ? undefined_in_maps(i) : 0;
     if (i->map == 1)
         switch (i->opcode) {
         case 0xa3: case 0xab: case 0xb3: case 0xbb: case 0xba: return X86_OF | X86_SF | X86_PF;

@@ -142,7 +142,10 @@ class Fpu(Base):
         a, b = self.rng.randrange(8), self.rng.randrange(8)
         setup, m = self.present(8)  # Intel's CPUs reset the x87 stack before they fault
         source = self.pick(f"%mm{a}", m)
-        match self.rng.randrange(8):
+        match self.rng.randrange(9):
+            case 8:  # rdi within a page
+                at = DATA + 5 * PAGE + self.rng.randrange(0, 4000)
+                return [self.load_pointer(7, at), f"maskmovq %mm{a}, %mm{b}"]
             case 0:
                 return [*setup, f"movq {m}, %mm{a}"]
             case 1:

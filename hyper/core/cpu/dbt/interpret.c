@@ -135,17 +135,30 @@ static bool segment_query(struct engine_vcpu *e, const struct insn *i)
     return true;
 }
 
-/* maskmovdqu: bytes whose mask has its highest bit, to [rdi]. */
+/* The MMX registers: translated code has run an MMX instruction just before, so ST0 is MM0. */
+static void read_mmx(uint8_t out[8][16])
+{
+    uint8_t image[512] __attribute__((aligned(16)));
+    __asm__ volatile("fxsave64 %0" : "=m"(image));
+    memcpy(out, image + 32, 8 * 16);
+}
+
+/* maskmovdqu, maskmovq: bytes whose mask has its highest bit, to [rdi]. */
 static bool masked_move(struct engine_vcpu *e, const struct insn *i)
 {
-    const uint8_t *data = e->xmm[i->reg], *mask = e->xmm[i->rm];
+    bool mmx = !i->prefix_66 && !i->vex;
+    unsigned n = mmx ? 8 : 16;
+    uint8_t mm[8][16];
     uint64_t at;
-    if (!locate(&e->cpu, insn_segment(i), e->cpu.regs[RDI] & address_mask(i), 16, true, &at))
+    if (mmx)
+        read_mmx(mm);
+    const uint8_t *data = mmx ? mm[i->reg & 7] : e->xmm[i->reg], *mask = mmx ? mm[i->rm & 7] : e->xmm[i->rm];
+    if (!locate(&e->cpu, insn_segment(i), e->cpu.regs[RDI] & address_mask(i), n, true, &at))
         return false;
-    for (unsigned k = 0; k < 16; k++)
+    for (unsigned k = 0; k < n; k++)
         if ((mask[k] & 0x80) && !mmu_access(e, page_of(at + k) == page_of(at) ? at : page_of(at + k), true))
             return false;
-    for (unsigned k = 0; k < 16; k++)
+    for (unsigned k = 0; k < n; k++)
         if ((mask[k] & 0x80) && !mmu_store(e, at + k, 1, data[k]))
             return false;
     return true;

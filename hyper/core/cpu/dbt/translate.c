@@ -78,7 +78,13 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
     case INSN_RET: translate_ret(t, i, before); break;
     case INSN_IRET: translate_iret(t, i); break;
     case INSN_SYSCALL: emit_exit(t, i->pc + i->length, DBT_SYSCALL); break;
-    case INSN_RARE: emit_exit(t, i->pc, DBT_RARE); break;
+    case INSN_RARE:
+        if (i->map == 1 && i->opcode == 0xf7 && !i->prefix_66 && !i->vex) { /* maskmovq: what every MMX instruction does */
+            note_fault_point(t, i);
+            EMIT(&t->m, "\x44\x0f\xd7\xd0"); /* pmovmskb r10d, mm0 */
+        }
+        emit_exit(t, i->pc, DBT_RARE);
+        break;
     case INSN_PRIVILEGED: emit_exit(t, i->pc, DBT_PRIVILEGED); break;
     case INSN_INVALID: emit_exit(t, i->pc, DBT_INVALID); break;
     }

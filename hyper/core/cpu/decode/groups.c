@@ -249,8 +249,8 @@ void decode_two_byte_group(struct insn *i, uint64_t features)
     case 0xc7: group_9(i); break;
     case 0xf7:
         i->fpu = true;
-        if (i->mod != 3 || !i->prefix_66 || i->prefix_f3 || i->prefix_f2)
-            i->kind = INSN_INVALID; /* maskmovq is not built */
+        if (i->mod != 3 || i->prefix_f3 || i->prefix_f2)
+            i->kind = INSN_INVALID;
         break;
     }
 }

@@ -152,5 +152,5 @@ const struct opcode two_byte[256] = {
     [0xc3] = MODRM(INSN_GENERAL, E_G_STORE, SIZE_V, IMM_NONE, F_NONE), /* movnti */
     [0xc7] = LOCKED(INSN_GENERAL, RM_READ | RM_WRITE, SIZE_V, IMM_NONE, F_ZF), /* cmpxchg8b, 16b */
     [0xc8 ... 0xcf] = {INSN_REG_OPCODE, REG_READ | REG_WRITE, SIZE_V, IMM_NONE, F_NONE, false, false, 0}, /* bswap */
-    [0xf7] = MODRM(INSN_RARE, 0, SIZE_V, IMM_NONE, F_NONE), /* maskmovdqu */
+    [0xf7] = MODRM(INSN_RARE, 0, SIZE_V, IMM_NONE, F_NONE), /* maskmovq, maskmovdqu */
 };
