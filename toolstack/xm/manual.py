@@ -365,7 +365,7 @@ KEYS: tuple[tuple[str, str], ...] = (
     ("maxvcpus=N", "how many there are, of which vcpus are used"),
     ("vcpu_avail=BITS", "which of them are used, a bit each"),
     ("max_event_channels=N", "the highest event channel port; 1023 if not given"),
-    ("cpuid='host,NAME=0,...'", "CPU features the domain goes without; or xend's ['LEAF:REGISTER=BITS', ...]"),
+    ("cpuid='host,NAME=0,...'", "CPU features it goes without; or xend's ['LEAF:REGISTER=BITS', ...]"),
     ("cpuid_check=[...]", "the same: what the host's CPU must have for the domain to start"),
     ("cpu=N", "the CPU of the first virtual one"),
     ("cpus=CPUS", "CPUs for all, such as 0-3,^2, or a list with one for each"),

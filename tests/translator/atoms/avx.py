@@ -190,8 +190,9 @@ class Avx(Extended):
         clear = [f"movq $0, {at + 512 + 8 * k:#x}" for k in range(8)]
         request = f"mov ${what}, %eax; xor %edx, %edx".split("; ")
         forget = [f"movw $0, {at + 6:#x}", f"movq $0, {at + 8:#x}", f"movq $0, {at + 16:#x}"]
-        # Which components count as in use is the CPU's choice.
-        lines = [*clear, *request, f"{save} {at:#x}", *forget, *self.body(1), *request]
+        # Which components count as in use is the CPU's choice: nobody may look at the header meanwhile.
+        between = [] if self.risky else self.body(1)
+        lines = [*clear, *request, f"{save} {at:#x}", *forget, *between, *request]
         lines += [f"{self.pick('xrstor', 'xrstor64')} {at:#x}"]
         known = f"orq ${what}, {at + 512:#x}" if save in ("xsave", "xsave64") else None
         return [*lines[:-1], *([known] if known else []), lines[-1], *self.blot(at)]
