@@ -51,7 +51,7 @@ static bool reach(struct engine_vcpu *e, struct area *a, unsigned bytes, bool wr
         a->page[0] = a->page[1] = NULL;
         k = 0;
     }
-    return true;
+    return !watches_data(e) || watch_access(e, a->vaddr, bytes, write);
 }
 
 /* Where bytes of an area that was reached are, and how many of `bytes` follow in the same page. */
