@@ -8,6 +8,7 @@ before; accept(), memfds, eventfds and threads keep working.
 from __future__ import annotations
 
 import errno
+import mmap
 
 from hyper.public.seccomp import (
     ALLOW,
@@ -27,6 +28,8 @@ from hyper.public.seccomp import (
     refuse,
 )
 
+MAPPINGS = {"mmap": 9, "mprotect": 10, "pkey_mprotect": 329}
+"""Refused when writable and executable at once: translated code has one mapping for each."""
 DENIED = {
     "open": 2, "creat": 85, "openat": 257, "openat2": 437, "open_by_handle_at": 304, "open_tree": 428,
     "socket": 41, "io_uring_setup": 425,
@@ -54,6 +57,14 @@ def _program() -> bytes:
             *(Op(JEQ, nr, "eperm") for nr in DENIED.values()),
             Op(JEQ, CLONE3, "enosys"),
             Op(JEQ, CLONE, "clone"),
+            *(Op(JEQ, nr, "mapping") for nr in MAPPINGS.values()),
+            Op(RET, ALLOW),
+            Label("mapping"),
+            Op(LD, argument(2)),
+            Op(JSET, mmap.PROT_EXEC, "executable"),
+            Op(RET, ALLOW),
+            Label("executable"),
+            Op(JSET, mmap.PROT_WRITE, "eperm"),
             Op(RET, ALLOW),
             Label("clone"),
             Op(LD, argument(0)),

@@ -167,7 +167,9 @@ def test_confined_process_keeps_what_it_needs() -> None:
         socket.send_fds(sock, [b"x"], [fd])
         assert socket.recv_fds(client, 1, 1)[0] == b"x"
         os.ftruncate(fd, 4096)
-        mmap.mmap(fd, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+        mmap.mmap(fd, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE).close()
+        mmap.mmap(fd, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC).close()
+        assert refused(mmap.mmap, fd, 4096, mmap.MAP_SHARED, mmap.PROT_WRITE | mmap.PROT_EXEC)
         os.close(os.eventfd(0))
         os.unlink(path)
         print("fine")

@@ -245,6 +245,12 @@ void (*disturb)(struct domain *d, struct vcpu *curr);
 
 _Noreturn void hv_bug(const char *file, int line, const char *what) { die("%s:%d: broken: %s", file, line, what); }
 
+void hv_printk(struct hv *hv, const char *format, ...)
+{
+    (void)hv;
+    fprintf(stderr, "%s\n", format);
+}
+
 void domain_crash(struct domain *d, const char *why, ...)
 {
     (void)d;

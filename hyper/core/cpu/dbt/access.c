@@ -59,7 +59,7 @@ void emit_slow_stubs(struct translator *t)
     struct emitter *m = &t->m;
     for (unsigned k = 0; k < t->nr_slow; k++) {
         const struct slow_stub *s = &t->slow[k];
-        patch_rel32(s->jump, m->p);
+        patch_rel32(m, s->jump, m->p);
         EMIT(m, "\x65\x4d\x2b\x93"); /* sub r10, gs:[r11 + tag]: the address again */
         emit4(m, tag_offset(t, s->what & SLOW_WRITE));
         emit_rip(t, s->pc);

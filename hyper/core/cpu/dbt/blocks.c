@@ -1,6 +1,8 @@
 /*
  * The code cache of a domain: blocks, the direct jumps between them, and their death.
  *
+ * The cache is mapped twice, to run and to write: no memory is both writable and executable at one address.
+ *
  * A block is known by (pc, mode, the frames of its bytes). Direct jumps are rel32s patched to the target block, within a
  * page always, across pages only in the kernel's high part (CHAIN_START), where every change of a mapping is seen. All
  * other control flow goes through the jump cache, which is cleared with the TLB.
@@ -10,18 +12,24 @@
  * comes out safely at its end. When the cache is full everything goes at once: other vCPUs quiesce, shadow stacks and
  * jump caches are reset.
  */
+#define _GNU_SOURCE
 #include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "cpu/dbt/dbt.h"
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u
+#endif
 
 static unsigned hash_of(uint64_t pc) { return pc * 0x9e3779b97f4a7c15ull >> (64 - BLOCK_HASH_BITS); }
 
 /* ---- the books -------------------------------------------------------------------------------------------------- */
 
-static void *map_sparse(size_t bytes, int protection)
+static void *map_sparse(size_t bytes)
 {
-    void *p = mmap(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return p == MAP_FAILED ? NULL : p;
 }
 
@@ -29,6 +37,33 @@ static void unmap(void *p, size_t bytes)
 {
     if (p)
         munmap(p, bytes);
+}
+
+/* Twice the same memory, once to run and once to write. False: the host has no executable memfds. */
+static bool map_code(struct engine_domain *ed)
+{
+    int fd = memfd_create("umxen-code", MFD_CLOEXEC | MFD_EXEC);
+    if (fd < 0) /* a kernel that doesn't know the flag */
+        fd = memfd_create("umxen-code", MFD_CLOEXEC);
+    if (fd < 0)
+        return false;
+    uint8_t *run = MAP_FAILED, *write = MAP_FAILED;
+    if (!ftruncate(fd, CACHE_BYTES)) {
+        run = mmap(NULL, CACHE_BYTES, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_NORESERVE, fd, 0);
+        write = mmap(NULL, CACHE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    }
+    close(fd);
+    if (run != MAP_FAILED && write != MAP_FAILED) {
+        ed->cache = run;
+        ed->alias = write - run;
+        return true;
+    }
+    if (run != MAP_FAILED)
+        munmap(run, CACHE_BYTES);
+    if (write != MAP_FAILED)
+        munmap(write, CACHE_BYTES);
+    hv_printk(ed->domain->hv, "no code cache: this host refuses executable memfds (vm.memfd_noexec, SELinux?)");
+    return false;
 }
 
 #define TRAMPOLINE_BYTES (4 * PAGE_SIZE) /* the last of these pages is the poll guard */
@@ -39,13 +74,14 @@ static size_t page_list_bytes(const struct engine_domain *ed)
 
 int cache_create(struct engine_domain *ed)
 {
-    ed->cache = map_sparse(CACHE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC);
-    ed->blocks = map_sparse(MAX_BLOCKS * sizeof(struct block), PROT_READ | PROT_WRITE);
-    ed->hash = map_sparse(sizeof(struct block *) << BLOCK_HASH_BITS, PROT_READ | PROT_WRITE);
-    ed->page_list = map_sparse(page_list_bytes(ed), PROT_READ | PROT_WRITE);
-    ed->page_pool = map_sparse(2 * MAX_BLOCKS * sizeof(struct page_blocks), PROT_READ | PROT_WRITE);
-    ed->fault_offset = map_sparse(MAX_FAULT_POINTS * sizeof(uint32_t), PROT_READ | PROT_WRITE);
-    ed->fault_pc = map_sparse(MAX_FAULT_POINTS * sizeof(uint64_t), PROT_READ | PROT_WRITE);
+    if (!map_code(ed))
+        return -XEN_ENOMEM;
+    ed->blocks = map_sparse(MAX_BLOCKS * sizeof(struct block));
+    ed->hash = map_sparse(sizeof(struct block *) << BLOCK_HASH_BITS);
+    ed->page_list = map_sparse(page_list_bytes(ed));
+    ed->page_pool = map_sparse(2 * MAX_BLOCKS * sizeof(struct page_blocks));
+    ed->fault_offset = map_sparse(MAX_FAULT_POINTS * sizeof(uint32_t));
+    ed->fault_pc = map_sparse(MAX_FAULT_POINTS * sizeof(uint64_t));
     if (!ed->cache || !ed->blocks || !ed->hash || !ed->page_list || !ed->page_pool || !ed->fault_offset || !ed->fault_pc) {
         cache_destroy(ed);
         return -XEN_ENOMEM;
@@ -64,6 +100,7 @@ int cache_create(struct engine_domain *ed)
 
 void cache_destroy(struct engine_domain *ed)
 {
+    unmap(ed->cache + ed->alias, CACHE_BYTES);
     unmap(ed->cache, CACHE_BYTES);
     unmap(ed->blocks, MAX_BLOCKS * sizeof(struct block));
     unmap(ed->hash, sizeof(struct block *) << BLOCK_HASH_BITS);
@@ -219,31 +256,31 @@ struct block *block_by_host(struct engine_domain *ed, uint64_t host)
 /* ---- links ------------------------------------------------------------------------------------------------------ */
 
 /* Other vCPUs may be running the instruction: the four bytes lie in one cache line and change in one store. */
-static void patch(struct link *l, const uint8_t *target)
+static void patch(const struct engine_domain *ed, struct link *l, const uint8_t *target)
 {
-    __atomic_store_n((int32_t *)l->patch, (int32_t)(target - (l->patch + 4)), __ATOMIC_RELEASE);
+    __atomic_store_n((int32_t *)(l->patch + ed->alias), (int32_t)(target - (l->patch + 4)), __ATOMIC_RELEASE);
 }
 
-void block_link(struct link *l, struct block *to)
+void block_link(struct engine_domain *ed, struct link *l, struct block *to)
 {
     l->to = to;
     l->next_incoming = to->incoming;
     to->incoming = l;
-    patch(l, to->entry);
+    patch(ed, l, to->entry);
 }
 
-static void cut_incoming(struct block *b)
+static void cut_incoming(struct engine_domain *ed, struct block *b)
 {
     for (struct link *l = b->incoming, *next; l; l = next) {
         next = l->next_incoming;
         l->to = NULL;
         l->next_incoming = NULL;
-        patch(l, l->stub);
+        patch(ed, l, l->stub);
     }
     b->incoming = NULL;
 }
 
-static void cut_outgoing(struct block *b)
+static void cut_outgoing(struct engine_domain *ed, struct block *b)
 {
     for (unsigned i = 0; i < b->nr_links; i++) {
         struct link *l = &b->links[i];
@@ -255,7 +292,7 @@ static void cut_outgoing(struct block *b)
         *at = l->next_incoming;
         l->to = NULL;
         l->next_incoming = NULL;
-        patch(l, l->stub);
+        patch(ed, l, l->stub);
     }
 }
 
@@ -269,7 +306,7 @@ static void forget_jump(struct engine_vcpu *e, void *arg)
 
 static void cut_all_ways_in(struct engine_domain *ed, struct block *b)
 {
-    cut_incoming(b);
+    cut_incoming(ed, b);
     for_each_engine(ed->domain, forget_jump, b);
 }
 
@@ -277,7 +314,7 @@ static void block_kill(struct engine_domain *ed, struct block *b)
 {
     b->dead = true;
     cut_all_ways_in(ed, b);
-    cut_outgoing(b);
+    cut_outgoing(ed, b);
     struct block **at = &ed->hash[hash_of(b->pc)];
     while (*at && *at != b)
         at = &(*at)->hash_next;
@@ -312,7 +349,7 @@ void block_unlink_all(struct engine_domain *ed)
 {
     for (uint32_t i = 0; i < ed->nr_blocks; i++)
         if (!ed->blocks[i].dead)
-            cut_incoming(&ed->blocks[i]);
+            cut_incoming(ed, &ed->blocks[i]);
 }
 
 /* ---- frames with code ------------------------------------------------------------------------------------------- */

@@ -189,6 +189,7 @@ struct trampolines {
 /* Per domain: the code cache and its books, all guarded by the domain lock. */
 struct engine_domain {
     struct domain *domain;
+    ptrdiff_t alias;                /* from a byte of the cache to where it can be written */
     uint8_t *cache, *hot, *cold, *hot_start, *cold_start, *cold_end, *hot_end;
     struct trampolines tr;
     uint32_t *guard;                /* an inaccessible page: where a kicked vCPU's poll pointer points */
@@ -286,7 +287,7 @@ struct block *block_lookup(struct engine_vcpu *e, uint64_t pc, unsigned mode);
 struct block *block_alloc(struct engine_vcpu *e, uint64_t pc, unsigned mode);
 void block_publish(struct engine_domain *ed);
 void block_insert(struct engine_domain *ed, struct block *b);
-void block_link(struct link *l, struct block *to);
+void block_link(struct engine_domain *ed, struct link *l, struct block *to);
 void block_kill_frame(struct engine_domain *ed, mfn_t mfn);
 void block_unlink_frame(struct engine_domain *ed, mfn_t mfn); /* cuts the jumps into its blocks, keeps them */
 void block_unlink_all(struct engine_domain *ed);

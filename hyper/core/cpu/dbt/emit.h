@@ -3,24 +3,26 @@
  */
 #ifndef UMXEN_EMIT_H
 #define UMXEN_EMIT_H
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
 enum host_reg { H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14, H_R15 };
 
-struct emitter { uint8_t *p; };
+/* p: where the code will run. It is written at p + alias: the cache is mapped twice, and nowhere writable and executable. */
+struct emitter { uint8_t *p; ptrdiff_t alias; };
 
-static inline void emit1(struct emitter *m, unsigned b) { *m->p++ = (uint8_t)b; }
-static inline void emit4(struct emitter *m, uint32_t v) { memcpy(m->p, &v, 4); m->p += 4; }
-static inline void emit8(struct emitter *m, uint64_t v) { memcpy(m->p, &v, 8); m->p += 8; }
-static inline void emit_bytes(struct emitter *m, const char *bytes, unsigned n) { memcpy(m->p, bytes, n); m->p += n; }
+static inline void emit_bytes(struct emitter *m, const void *bytes, unsigned n) { memcpy(m->p + m->alias, bytes, n); m->p += n; }
+static inline void emit1(struct emitter *m, unsigned b) { *(m->p++ + m->alias) = (uint8_t)b; }
+static inline void emit4(struct emitter *m, uint32_t v) { emit_bytes(m, &v, 4); }
+static inline void emit8(struct emitter *m, uint64_t v) { emit_bytes(m, &v, 8); }
 #define EMIT(m, literal) emit_bytes(m, literal, sizeof(literal) - 1)
 
 static inline void emit_rel32(struct emitter *m, const uint8_t *target) { emit4(m, (uint32_t)(target - (m->p + 4))); }
-static inline void patch_rel32(uint8_t *at, const uint8_t *target)
+static inline void patch_rel32(const struct emitter *m, uint8_t *at, const uint8_t *target)
 {
     int32_t rel = (int32_t)(target - (at + 4));
-    memcpy(at, &rel, 4);
+    memcpy(at + m->alias, &rel, 4);
 }
 static inline void emit_jmp(struct emitter *m, const uint8_t *target) { emit1(m, 0xe9); emit_rel32(m, target); }
 static inline void emit_call(struct emitter *m, const uint8_t *target) { emit1(m, 0xe8); emit_rel32(m, target); }

@@ -73,7 +73,7 @@ void emit_link_stubs(struct translator *t)
     for (unsigned k = 0; k < t->b->nr_links; k++) {
         struct link *l = &t->b->links[k];
         l->stub = t->m.p;
-        patch_rel32(l->patch, l->stub);
+        patch_rel32(&t->m, l->patch, l->stub);
         if (!t->single && !may_chain(t, l->pc)) {
             save_flags(t);
             emit_mov_imm(&t->m, T0, l->pc);

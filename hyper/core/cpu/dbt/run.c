@@ -46,7 +46,7 @@ static struct block *resolve_locked(struct engine_vcpu *e, bool single)
             ed->kernel_low_code = true;
         if (l && !l->to && !l->owner->dead && l->pc == pc && l->owner->mode == mode && still_together(l, b) &&
             !watch_forbids_link(ed->domain, l->owner->pc, pc))
-            block_link(l, b);
+            block_link(ed, l, b);
         else
             jump_set(e, mode_index(e), pc, b->checked_entry);
     }

@@ -142,7 +142,7 @@ static uint8_t *emit_exits(struct emitter *m, struct trampolines *tr, uint64_t f
     tr->exit_saved = m->p;
     save_registers(m);
     uint8_t *stored = m->p;
-    patch_rel32(to_stored, stored);
+    patch_rel32(m, to_stored, stored);
     emit_gs(m, false, 0x1ae, 3, OFFSET(mxcsr)); /* stmxcsr: C must not run with exceptions that the guest unmasked */
     emit_gs(m, false, 0x1ae, 2, OFFSET(host_mxcsr));
     emit_store_gs(m, OFFSET(shadow_rsp), H_RSP);
@@ -190,7 +190,7 @@ static void emit_helper(struct emitter *m, struct trampolines *tr, enum helper h
     if (full)
         emit1(m, 0x9d); /* popfq */
     emit1(m, 0xc3);
-    patch_rel32(leave, m->p);
+    patch_rel32(m, leave, m->p);
     emit_lea(m, H_RSP, H_RSP, -1, full ? 16 : 8); /* drop the return address (and flags) */
     emit_jmp(m, stored);
 }
@@ -211,7 +211,7 @@ static void emit_jump_indirect(struct emitter *m, struct trampolines *tr, unsign
 
 void trampolines_emit(struct engine_domain *ed)
 {
-    struct emitter m = {ed->cache};
+    struct emitter m = {ed->cache, ed->alias};
     struct trampolines *tr = &ed->tr;
     uint64_t features = ed->domain->policy.features;
     emit_enter(&m, tr, features);

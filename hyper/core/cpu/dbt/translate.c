@@ -199,7 +199,7 @@ static void link_what_is_there(struct translator *t)
         struct link *l = &t->b->links[k];
         struct block *to = may_chain(t, l->pc) && !watch_forbids_link(t->ed->domain, t->b->pc, l->pc) ? block_lookup(t->e, l->pc, t->b->mode) : NULL;
         if (to)
-            block_link(l, to);
+            block_link(t->ed, l, to);
     }
 }
 
@@ -213,7 +213,7 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
                                                             mode & MODE_AVX ? XCR0_AVX : 0)};
     t.word = t.compat ? 4 : 8;
     t.b = block_alloc(e, pc, mode);
-    t.m.p = ed->hot;
+    t.m = (struct emitter){ed->hot, ed->alias};
     unsigned n = read_block(&t, insns, pc);
     bool cached = n && may_cache(&t);
     if (n && !cached && !t.single) { /* a backend may write to it unseen: one instruction at a time, never kept */
