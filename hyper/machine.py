@@ -73,6 +73,10 @@ class Machine:
         """struct hv_statistics."""
         return self.core.statistics(self.hv)
 
+    def engine_statistics(self, start: int) -> tuple[int, dict[str, int]]:
+        """The first guest from domid `start` on, and its struct hv_engine_statistics; or -ESRCH."""
+        return self.core.engine_statistics(self.hv, start)
+
     def console_write(self, text: str) -> None:
         """Appends a line to the hypervisor console (`xm dmesg`)."""
         self.core.console_write(self.hv, text.encode(errors="replace") + b"\n")

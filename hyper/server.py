@@ -278,7 +278,9 @@ class _Session:
                 return wire.encode_reply(await self._hypercall(nr, args)), []
             case wire.Hello(version):
                 return self._hello(version)
-            case wire.Arena() | wire.Adopt() | wire.Bank() | wire.Statistics() if not self._is_dom0:
+            case wire.Arena() | wire.Adopt() | wire.Bank() if not self._is_dom0:
+                return wire.encode_reply(-XenErrno.EPERM), []
+            case wire.Statistics() | wire.EngineStatistics() if not self._is_dom0:
                 return wire.encode_reply(-XenErrno.EPERM), []
             case wire.FdPut() | wire.FdGet() | wire.FdDel() if not self._is_dom0:
                 return wire.encode_reply(-XenErrno.EPERM), []
@@ -302,6 +304,11 @@ class _Session:
                 return wire.encode_reply(ret), [memfd, bell] if ret >= 0 else []
             case wire.Statistics():
                 return wire.encode_reply(0, statistics=self._machine.statistics()), []
+            case wire.EngineStatistics(start):
+                domid, found = self._machine.engine_statistics(start)
+                if domid < 0:
+                    return wire.encode_reply(domid), []
+                return wire.encode_reply(0, domid=domid, statistics=found), []
             case wire.FdPut(name):
                 return wire.encode_reply(self._store.put(name, fds[0])), []
             case wire.FdGet(name):

@@ -94,6 +94,9 @@ class FakeCore:
         os.close(hv.bank)
         self.machines.remove(hv)
 
+    def engine_statistics(self, hv: Any, start: int) -> tuple[int, dict[str, int]]:
+        return -3, {}
+
     def statistics(self, hv: Any) -> dict[str, int]:
         return {
             "total_frames": hv.config.memory_bytes >> 12,

@@ -37,12 +37,22 @@ struct hv_statistics {
     uint32_t nr_domains, nr_conns, nr_ports, nr_grant_maps, nr_rings, nr_banks;
 };
 
+/* Of a guest's CPU engine. memory_bytes: what the engine holds for the domain, beside its machine memory. */
+struct hv_engine_statistics {
+    uint64_t blocks, instructions, code_bytes, memory_bytes, cache_flushes, tlb_fills, tlb_flushes;
+    uint64_t page_invalidations, blocks_killed, single_steps, exits[16];
+};
+
 /* A machine: banks, frame table, Dom0. No thread runs before hv_start. */
 int hv_create(const struct hv_config *config, hv_t **out);
 int hv_start(hv_t *hv);
 /* Stops the pCPU threads, destroys every domain and frees all. Never fails; NULL is allowed. */
 void hv_destroy(hv_t *hv);
 void hv_get_statistics(hv_t *hv, struct hv_statistics *out);
+/* Of the first guest on an engine whose domid is not below `from`: its domid, or -ESRCH. */
+int hv_get_engine_statistics(hv_t *hv, uint16_t from, struct hv_engine_statistics *out);
+/* What exits[index] counts. */
+const char *hv_engine_exit_name(uint32_t index);
 /* The memfd of machine memory: frame mfn lies at byte mfn << 12. Owned by the machine. */
 int hv_bank_fd(hv_t *hv);
 uint64_t hv_bank_bytes(hv_t *hv);

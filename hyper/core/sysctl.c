@@ -243,6 +243,28 @@ static void show_events(struct hv *hv)
               hv->nr_conns);
 }
 
+int hv_get_engine_statistics(hv_t *hv, uint16_t from, struct hv_engine_statistics *out)
+{
+    struct domain *d;
+    struct engine_statistics s;
+    for (uint32_t id = from; (d = next_domain(hv, id)); put_domain(d)) {
+        id = d->id + 1u;
+        if (d->kind != DOMAIN_PV || !d->engine)
+            continue;
+        engine()->statistics(d, &s);
+        *out = (struct hv_engine_statistics){
+            s.blocks, s.instructions, s.code_bytes, s.memory_bytes, s.cache_flushes, s.tlb_fills, s.tlb_flushes,
+            s.page_invalidations, s.blocks_killed, s.single_steps, {0}};
+        memcpy(out->exits, s.exits, sizeof(out->exits));
+        put_domain(d);
+        return id - 1;
+    }
+    return -XEN_ESRCH;
+}
+_Static_assert(sizeof(((struct hv_engine_statistics *)0)->exits) == sizeof(uint64_t) * ENGINE_EXITS, "exits");
+
+const char *hv_engine_exit_name(uint32_t index) { return engine()->exit_name(index); }
+
 static void show_engine(struct hv *hv)
 {
     struct domain *d;
@@ -252,8 +274,8 @@ static void show_engine(struct hv *hv)
         if (d->kind != DOMAIN_PV)
             continue;
         engine()->statistics(d, &s);
-        hv_printk(hv, "d%u: %lu blocks of %lu instructions, %lu KiB of code, %lu cache flushes", d->id, s.blocks,
-                  s.instructions, s.code_bytes >> 10, s.cache_flushes);
+        hv_printk(hv, "d%u: %lu blocks of %lu instructions, %lu KiB of code, %lu KiB in all, %lu cache flushes", d->id, s.blocks,
+                  s.instructions, s.code_bytes >> 10, s.memory_bytes >> 10, s.cache_flushes);
         hv_printk(hv, "  TLB: %lu fills, %lu flushes; %lu frames of code invalidated with %lu blocks; %lu single steps",
                   s.tlb_fills, s.tlb_flushes, s.page_invalidations, s.blocks_killed, s.single_steps);
         for (unsigned k = 0; k < ARRAY_SIZE(s.exits); k++)

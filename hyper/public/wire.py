@@ -136,8 +136,17 @@ class Statistics:
     nr_fds: ClassVar[int] = 0
 
 
+@dataclass(frozen=True)
+class EngineStatistics:
+    """Reply: domid, of the first guest not below `domid`, and statistics, its CPU engine's; or -ESRCH."""
+
+    nr_fds: ClassVar[int] = 0
+    domid: int
+
+
 Request = (
     Hello | Arena | MakeArena | Hypercall | Port | Ring | Adopt | Bank | FdPut | FdGet | FdDel | Statistics
+    | EngineStatistics
 )
 
 _Fields = Mapping[str, Any]
@@ -181,11 +190,13 @@ _OPS: dict[str, tuple[set[str], Callable[[_Fields], Request]]] = {
     "fd_get": ({"name"}, lambda f: FdGet(_name(f))),
     "fd_del": ({"name"}, lambda f: FdDel(_name(f))),
     "statistics": (set(), lambda f: Statistics()),
+    "engine_statistics": ({"domid"}, lambda f: EngineStatistics(_number(f, "domid", 1 << 16))),
 }
 _OP_OF: dict[type, str] = {
     Hello: "hello", Arena: "arena", MakeArena: "make_arena", Hypercall: "hypercall", Port: "port",
     Ring: "ring", Adopt: "adopt", Bank: "bank",
     FdPut: "fd_put", FdGet: "fd_get", FdDel: "fd_del", Statistics: "statistics",
+    EngineStatistics: "engine_statistics",
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ REQUESTS = [
     wire.FdGet("x" * wire.MAX_NAME),
     wire.FdDel("ü"),
     wire.Statistics(),
+    wire.EngineStatistics(7),
 ]
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 import click
 
 from toolstack.lab import demo as the_demo
-from toolstack.lab import images, network, progress, rootfs
+from toolstack.lab import images, network, progress, rootfs, stats
 from toolstack.lab.host import Host, HostError, hosts
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -288,6 +288,7 @@ def _duration(seconds: float) -> str:
 
 umxen.add_command(network.network)
 umxen.add_command(network.capture)
+umxen.add_command(stats.stats)
 
 
 if __name__ == "__main__":

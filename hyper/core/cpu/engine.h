@@ -111,9 +111,11 @@ enum flush_scope {
     FLUSH_USER_HALF,  /* vaddr below 2^47 in the kernel's view: CR3 changed */
 };
 
+#define ENGINE_EXITS 16 /* kinds of ways out of translated code that are counted */
 struct engine_statistics {
     uint64_t blocks, instructions, code_bytes, cache_flushes;
-    uint64_t exits[16], tlb_fills, tlb_flushes, page_invalidations, blocks_killed, single_steps;
+    uint64_t memory_bytes; /* what the engine holds for the domain: code, books, state of vCPUs */
+    uint64_t exits[ENGINE_EXITS], tlb_fills, tlb_flushes, page_invalidations, blocks_killed, single_steps;
 };
 
 struct engine_ops {

@@ -197,17 +197,26 @@ static unsigned dbt_fetch(struct vcpu *v, uint64_t vaddr, uint8_t *to)
     return INSN_MAX_BYTES;
 }
 
+static uint64_t books_bytes(const struct engine_domain *ed)
+{
+    return sizeof(*ed) + ed->nr_blocks * sizeof(struct block) + ed->nr_page_pool * sizeof(struct page_blocks) +
+           ed->nr_faults * (sizeof(uint32_t) + sizeof(uint64_t)) + (sizeof(struct block *) << BLOCK_HASH_BITS);
+}
+
 static void dbt_statistics(struct domain *d, struct engine_statistics *out)
 {
     memset(out, 0, sizeof(*out));
-    if (!d->engine)
+    const struct engine_domain *ed = d->engine;
+    if (!ed)
         return;
-    *out = d->engine->stats;
-    out->code_bytes = (d->engine->hot - d->engine->hot_start) + (d->engine->cold - d->engine->cold_start);
+    *out = ed->stats;
+    out->code_bytes = (ed->hot - ed->hot_start) + (ed->cold - ed->cold_start);
+    out->memory_bytes = out->code_bytes + books_bytes(ed);
     for (unsigned i = 0; i < d->max_vcpus; i++) {
         if (!d->vcpu[i] || !d->vcpu[i]->engine)
             continue;
         const struct engine_statistics *s = &d->vcpu[i]->engine->stats;
+        out->memory_bytes += sizeof(struct engine_vcpu);
         out->tlb_fills += s->tlb_fills;
         out->tlb_flushes += s->tlb_flushes;
         out->single_steps += s->single_steps;
@@ -215,6 +224,7 @@ static void dbt_statistics(struct domain *d, struct engine_statistics *out)
             out->exits[k] += s->exits[k];
     }
 }
+_Static_assert(DBT_EXITS <= ENGINE_EXITS, "each kind of exit has a counter");
 
 static const char *dbt_exit_name(unsigned index)
 {
