@@ -44,12 +44,22 @@ static void disturb_now(struct domain *d, struct vcpu *curr)
     }
 }
 
+_Atomic uint64_t kicked_at;
+uint32_t latency[LATENCIES];
+uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
 static void *kick_thread(void *unused)
 {
     (void)unused;
     for (;;) {
         struct timespec pause = {.tv_nsec = options.kick_us * 1000l};
         nanosleep(&pause, NULL);
+        atomic_store(&kicked_at, now_ns());
         for (unsigned k = 0; k < options.vcpus; k++)
             vcpu_kick(&m->vcpu[k]);
     }

@@ -62,17 +62,30 @@ static void on_alarm(int number)
         _exit(4);
 }
 
+static int by_size(const void *a, const void *b) { return *(const uint32_t *)a < *(const uint32_t *)b ? -1 : 1; }
+
+/* Microseconds of one in two, and of one in a hundred kicks. */
+static void kick_latency(double *median, double *slow)
+{
+    unsigned n = totals.kicks < LATENCIES ? totals.kicks : LATENCIES;
+    qsort(latency, n, sizeof(*latency), by_size);
+    *median = n ? latency[n / 2] / 1e3 : 0;
+    *slow = n ? latency[n - 1 - n / 100] / 1e3 : 0;
+}
+
 static void print_totals(void)
 {
+    double median, slow;
+    kick_latency(&median, &slow);
     struct engine_statistics s;
     engine()->statistics(&m->domain, &s);
     printf("{\"programs\": %llu, \"runs\": %llu, \"events\": %llu, \"mismatches\": %llu, \"kicks\": %llu, "
            "\"disturbed\": %llu, \"blocks\": %llu, \"translated\": %llu, \"killed\": %llu, \"cache_flushes\": %llu, "
-           "\"single_steps\": %llu, \"code_bytes\": %llu}\n",
+           "\"single_steps\": %llu, \"code_bytes\": %llu, \"kick_us\": %.1f, \"slow_kick_us\": %.1f}\n",
            (unsigned long long)totals.programs, (unsigned long long)totals.runs, (unsigned long long)totals.events,
            (unsigned long long)totals.mismatches, (unsigned long long)totals.kicks, (unsigned long long)totals.disturbed,
            (unsigned long long)s.blocks, (unsigned long long)s.instructions, (unsigned long long)s.blocks_killed,
-           (unsigned long long)s.cache_flushes, (unsigned long long)s.single_steps, (unsigned long long)s.code_bytes);
+           (unsigned long long)s.cache_flushes, (unsigned long long)s.single_steps, (unsigned long long)s.code_bytes, median, slow);
 }
 
 static const char *parse(int argc, char **argv)

@@ -51,6 +51,11 @@ struct options {
 extern struct options options;
 struct totals { _Atomic uint64_t programs, runs, events, mismatches, kicks, disturbed; };
 extern struct totals totals;
+/* When the last kick was made, and how long the last ones took to come through, in ns. */
+#define LATENCIES 4096
+extern _Atomic uint64_t kicked_at;
+extern uint32_t latency[LATENCIES];
+uint64_t now_ns(void);
 
 extern struct machine *m;
 /* Of this thread. */

@@ -182,6 +182,8 @@ void guest_run(struct cpu_image *c, struct event *e)
     engine()->switch_in(v);
     atomic_store(&v->in_guest, true);
     while ((why = engine()->run(v)) == EXIT_KICK) {
+        if (v->id == 0 && atomic_load(&kicked_at))
+            latency[totals.kicks % LATENCIES] = now_ns() - atomic_exchange(&kicked_at, 0);
         atomic_store(&v->kick, false);
         totals.kicks++;
         domain_lock(&m->domain, v);

@@ -63,6 +63,15 @@ def test_loops_without_memory_are_interruptible(checker: Checker) -> None:
     assert totals["kicks"] > 50
 
 
+def test_a_kick_comes_through_at_once(checker: Checker) -> None:
+    """Half of them within 100 us, from another thread's store to the vCPU's way out of a loop."""
+    text = "mov $400000000, %ecx; 1: add %rcx, %r10; dec %ecx; jnz 1b"
+    totals = checker.check([Program(6, lines(text), flags=NOT_HIGH)], "--kick-us", "500", "--runs", "1")
+    print(f"kick: median {totals['kick_us']} us, 99 % within {totals['slow_kick_us']} us")
+    assert totals["kicks"] > 50
+    assert totals["kick_us"] < 100
+
+
 def test_trap_flag_by_popf(checker: Checker) -> None:
     """#DB after the instruction that follows popf, and none after TF is cleared."""
     text = """

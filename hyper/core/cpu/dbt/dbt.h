@@ -303,6 +303,11 @@ void fault_point_add(struct engine_domain *ed, const uint8_t *host, uint64_t pc)
 bool fault_point_find(struct engine_domain *ed, uint64_t host, uint64_t *pc);
 void revoke_write_tag(struct domain *d, struct vcpu *curr, struct page_info *pg);
 
+/* ---- perf_map.c ------------------------------------------------------------------------------------------------- */
+void perf_map_open(struct hv *hv);
+void perf_map_close(struct hv *hv);
+void perf_map_add(struct engine_domain *ed, const uint8_t *from, const uint8_t *to, const char *what, uint64_t pc);
+
 /* ---- watch.c ---------------------------------------------------------------------------------------------------- */
 static inline bool watches_data(const struct engine_vcpu *e) { return unlikely(e->watch.write | e->watch.access); }
 /* Notes a hit; false, when not `alone`: a fault that means "run this alone". */

@@ -121,7 +121,11 @@ int host_faults_start(void)
     if (!signal_stack)
         return -XEN_ENOMEM;
     stack_t stack = {.ss_sp = signal_stack, .ss_size = SIGNAL_STACK_BYTES};
-    sigaltstack(&stack, NULL);
+    if (sigaltstack(&stack, NULL)) { /* a container's filter? without it no guest fault can be taken */
+        free(signal_stack);
+        signal_stack = NULL;
+        return -XEN_EPERM;
+    }
     return 0;
 }
 

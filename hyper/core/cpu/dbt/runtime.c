@@ -2,6 +2,7 @@
  * The engine's table: domains and vCPUs from creation to their end, on and off a thread, guest memory and FPU state for the rest
  * of the hypervisor. The run loop is run.c, signals are host_faults.c, flushes and frames requests.c.
  */
+#include <cpuid.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -11,17 +12,36 @@
 
 #define ARCH_SET_GS 0x1001
 #define HWCAP2_FSGSBASE 2
+#define CPUID_LAHF 1u               /* leaf 0x80000001 ecx */
+#define CPUID_INVARIANT_TSC (1u << 8) /* leaf 0x80000007 edx */
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
+/* What this CPU and kernel must have, and what is only slower or less exact without. */
+static bool host_suffices(struct hv *hv)
+{
+    uint32_t a, b, c = 0, d = 0, power = 0;
+    if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & CPUID_LAHF)) {
+        hv_printk(hv, "this CPU has no lahf in 64-bit code, which translated code is made of");
+        return false;
+    }
+    if (!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE))
+        hv_printk(hv, "no FSGSBASE here: each switch between vCPUs costs a system call more");
+    if (!__get_cpuid(0x80000007, &a, &b, &c, &power) || !(power & CPUID_INVARIANT_TSC))
+        hv_printk(hv, "this CPU's TSC is not invariant: clocks of guests will be wrong where its rate changes");
+    return true;
+}
+
 static int dbt_machine_init(struct hv *hv)
 {
-    (void)hv;
+    if (!host_suffices(hv))
+        return -XEN_EOPNOTSUPP;
+    perf_map_open(hv);
     host_faults_install();
     return 0;
 }
 
-static void dbt_machine_destroy(struct hv *hv) { (void)hv; }
+static void dbt_machine_destroy(struct hv *hv) { perf_map_close(hv); }
 
 static int dbt_pcpu_start(struct hv *hv)
 {

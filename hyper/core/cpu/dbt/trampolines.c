@@ -221,5 +221,6 @@ void trampolines_emit(struct engine_domain *ed)
     emit_jump_indirect(&m, tr, 0);
     emit_jump_indirect(&m, tr, 1);
     tr->end = m.p;
+    perf_map_add(ed, ed->cache, m.p, "trampolines", 0);
     ASSERT(tr->end <= (uint8_t *)ed->guard);
 }

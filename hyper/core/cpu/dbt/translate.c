@@ -227,9 +227,11 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
     t.b->end = t.m.p;
     block_publish(ed);
     ed->hot = (uint8_t *)(((uintptr_t)t.m.p + 15) & ~15ull);
+    perf_map_add(ed, t.b->checked_entry, t.m.p, t.user ? "user" : "kernel", pc);
     t.m.p = ed->cold;
     emit_slow_stubs(&t);
     emit_link_stubs(&t);
+    perf_map_add(ed, ed->cold, t.m.p, t.user ? "user-cold" : "kernel-cold", pc);
     ed->cold = t.m.p;
     t.b->atomic = t.single && insn_is_memory(&insns[0]) && is_atomic(&insns[0]);
     t.b->bytes = insns[n - 1].pc + insns[n - 1].length - pc;
