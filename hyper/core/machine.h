@@ -7,6 +7,7 @@
 #include "hv.h"
 
 struct hv {
+    struct engine_machine *engine;
     int perf_map;              /* descriptor of a map of translated code for perf; 0: none */
     struct hv_config config;
     char *command_line;

@@ -301,7 +301,7 @@ static void forget_jump(struct engine_vcpu *e, void *arg)
     struct block *b = arg;
     uint64_t *slot = &e->jump[b->mode & MODE_USER][jump_index(b->pc)];
     if (__atomic_load_n(slot, __ATOMIC_RELAXED) == (uint64_t)b->checked_entry)
-        __atomic_store_n(slot, (uint64_t)e->vcpu->domain->engine->tr.jump_miss, __ATOMIC_RELAXED);
+        __atomic_store_n(slot, jump_miss(e), __ATOMIC_RELAXED);
 }
 
 static void cut_all_ways_in(struct engine_domain *ed, struct block *b)

@@ -130,7 +130,8 @@ struct engine_vcpu {
     uint32_t tlb_log[2][TLB_LOG], nr_tlb_log[2];
     uint32_t low_log[TLB_LOW_LOG], nr_low_log;
     uint32_t jump_log[2][JUMP_LOG], nr_jump_log[2];
-    struct tlb_entry tlb[2][TLB_ENTRIES]; /* by mode: 0 kernel, 1 user */
+    /* From here on pages appear when they are first written: see blank.c. */
+    struct tlb_entry tlb[2][TLB_ENTRIES] __attribute__((aligned(PAGE_SIZE))); /* by mode: 0 kernel, 1 user */
     uint64_t jump[2][JUMP_ENTRIES];
 };
 
@@ -179,7 +180,7 @@ struct trampolines {
     uint8_t *enter;              /* enter_fn: C's way in, to any entry */
     uint8_t *enter_indirect[2];  /* an entry for it: through the jump cache to cpu.rip; by mode */
     uint8_t *jump_indirect[2];   /* r10: guest target, flags saved */
-    uint8_t *jump_miss;          /* where empty jump-cache slots point */
+    uint8_t *jump_miss;          /* for generated code; empty slots of jump caches point to the machine's */
     uint8_t *helper[NR_HELPERS]; /* r10, r11: arguments; comes back, or leaves when the helper says so */
     uint8_t *exit_direct;        /* leave: flags are in the host's, registers live */
     uint8_t *exit_saved;         /* leave: flags are saved, registers live */
@@ -277,7 +278,6 @@ void mmu_flush_mode(struct engine_vcpu *e, unsigned mode);
 void mmu_flush_user_half(struct engine_vcpu *e);
 void mmu_drop_page(struct engine_vcpu *e, uint64_t vaddr);
 void mmu_drop_host_page(struct engine_vcpu *e, const uint8_t *host, bool all);
-void mmu_init(struct engine_vcpu *e);
 void jump_clear(struct engine_vcpu *e, unsigned mode);
 void jump_set(struct engine_vcpu *e, unsigned mode, uint64_t pc, const uint8_t *entry);
 
@@ -303,6 +303,15 @@ void fault_point_add(struct engine_domain *ed, const uint8_t *host, uint64_t pc)
 bool fault_point_find(struct engine_domain *ed, uint64_t host, uint64_t *pc);
 void revoke_write_tag(struct domain *d, struct vcpu *curr, struct page_info *pg);
 
+/* ---- blank.c ---------------------------------------------------------------------------------------------------- */
+/* Per machine: the empty tables that every vCPU begins with, and where empty slots of jump caches point. */
+struct engine_machine { int blank_fd; uint8_t *page, *jump_miss; };
+int blank_create(struct hv *hv);
+void blank_destroy(struct hv *hv);
+/* Maps empty tables into a new vCPU. */
+bool blank_map(struct engine_vcpu *e);
+static inline uint64_t jump_miss(const struct engine_vcpu *e) { return (uint64_t)engine_hv(e)->engine->jump_miss; }
+
 /* ---- perf_map.c ------------------------------------------------------------------------------------------------- */
 void perf_map_open(struct hv *hv);
 void perf_map_close(struct hv *hv);
@@ -327,6 +336,8 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode);
 
 /* ---- trampolines.c ---------------------------------------------------------------------------------------------- */
 void trampolines_emit(struct engine_domain *ed);
+/* The exit of a missed jump alone; returns its address. */
+uint8_t *trampoline_miss_emit(uint8_t *page, ptrdiff_t alias);
 typedef void enter_fn(struct engine_vcpu *e, const uint8_t *entry);
 
 /* ---- helpers.c: called from generated code on C's stack, without SSE -------------------------------------------- */

@@ -422,21 +422,11 @@ void mmu_drop_host_page(struct engine_vcpu *e, const uint8_t *host, bool all)
         }
 }
 
-void mmu_init(struct engine_vcpu *e)
-{
-    for (unsigned mode = 0; mode < 2; mode++) {
-        e->nr_tlb_log[mode] = TLB_LOG;
-        mmu_flush_mode(e, mode);
-        e->nr_jump_log[mode] = JUMP_LOG;
-        jump_clear(e, mode);
-    }
-}
-
 /* ---- jump cache ------------------------------------------------------------------------------------------------- */
 
 void jump_clear(struct engine_vcpu *e, unsigned mode)
 {
-    uint64_t miss = (uint64_t)e->vcpu->domain->engine->tr.jump_miss;
+    uint64_t miss = jump_miss(e);
     if (e->nr_jump_log[mode] < JUMP_LOG)
         for (unsigned k = 0; k < e->nr_jump_log[mode]; k++)
             e->jump[mode][e->jump_log[mode][k]] = miss;

@@ -38,10 +38,14 @@ static int dbt_machine_init(struct hv *hv)
         return -XEN_EOPNOTSUPP;
     perf_map_open(hv);
     host_faults_install();
-    return 0;
+    return blank_create(hv);
 }
 
-static void dbt_machine_destroy(struct hv *hv) { perf_map_close(hv); }
+static void dbt_machine_destroy(struct hv *hv)
+{
+    blank_destroy(hv);
+    perf_map_close(hv);
+}
 
 static int dbt_pcpu_start(struct hv *hv)
 {
@@ -118,7 +122,7 @@ static int dbt_vcpu_create(struct vcpu *v)
     v->cpu = &e->cpu;
     e->shadow_top[0] = shadow_stack_create();
     e->shadow_top[1] = shadow_stack_create();
-    if (!e->shadow_top[0] || !e->shadow_top[1]) {
+    if (!e->shadow_top[0] || !e->shadow_top[1] || !blank_map(e)) {
         dbt_vcpu_destroy(v);
         return -XEN_ENOMEM;
     }
@@ -128,7 +132,6 @@ static int dbt_vcpu_create(struct vcpu *v)
     *(uint16_t *)e->fpu = 0x37f;          /* x87 control word */
     *(uint32_t *)(e->fpu + FXSAVE_MXCSR) = e->mxcsr = e->host_mxcsr = DEFAULT_MXCSR;
     helpers_init(e);
-    mmu_init(e);
     shadow_stack_reset(e);
     return 0;
 }
@@ -236,7 +239,7 @@ static void dbt_statistics(struct domain *d, struct engine_statistics *out)
         if (!d->vcpu[i] || !d->vcpu[i]->engine)
             continue;
         const struct engine_statistics *s = &d->vcpu[i]->engine->stats;
-        out->memory_bytes += sizeof(struct engine_vcpu);
+        out->memory_bytes += sizeof(struct engine_vcpu); /* at most: see blank.c */
         out->tlb_fills += s->tlb_fills;
         out->tlb_flushes += s->tlb_flushes;
         out->single_steps += s->single_steps;

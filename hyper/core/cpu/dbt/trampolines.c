@@ -209,6 +209,15 @@ static void emit_jump_indirect(struct emitter *m, struct trampolines *tr, unsign
     emit4(m, OFFSET(jump) + mode * JUMP_ENTRIES * 8);
 }
 
+uint8_t *trampoline_miss_emit(uint8_t *page, ptrdiff_t alias)
+{
+    struct emitter m = {page, alias};
+    struct trampolines tr;
+    emit_exits(&m, &tr);
+    ASSERT(m.p <= page + PAGE_SIZE);
+    return tr.jump_miss;
+}
+
 void trampolines_emit(struct engine_domain *ed)
 {
     struct emitter m = {ed->cache, ed->alias};
