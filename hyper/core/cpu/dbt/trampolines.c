@@ -84,7 +84,7 @@ static void save_vectors(struct emitter *m, uint64_t features)
     emit_store_gs_imm(m, OFFSET(ymm_in_use), XCR0_AVX);
     for (unsigned i = 2; i < 16; i++)
         move_high(m, i, true);
-    patch_rel32(zero, m->p);
+    patch_rel32(m, zero, m->p);
     EMIT(m, "\xc5\xf8\x77"); /* vzeroupper */
 }
 
@@ -100,7 +100,7 @@ static void load_vectors(struct emitter *m, uint64_t features)
     emit4(m, 0);
     for (unsigned i = 0; i < 16; i++)
         move_high(m, i, false);
-    patch_rel32(skip, m->p);
+    patch_rel32(m, skip, m->p);
 }
 
 static void save_flags_from_host(struct emitter *m) /* rax is free */
@@ -213,7 +213,7 @@ uint8_t *trampoline_miss_emit(uint8_t *page, ptrdiff_t alias)
 {
     struct emitter m = {page, alias};
     struct trampolines tr;
-    emit_exits(&m, &tr);
+    emit_exits(&m, &tr, cpu_features_of_host()); /* of a domain that is offered less, the upper halves are zero */
     ASSERT(m.p <= page + PAGE_SIZE);
     return tr.jump_miss;
 }
