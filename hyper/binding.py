@@ -151,7 +151,8 @@ class _CffiCore:
     def engine_statistics(self, hv: HvHandle, start: int) -> tuple[int, dict[str, int]]:
         out = self._ffi.new("struct hv_engine_statistics *")
         domid = self._lib.hv_get_engine_statistics(hv, start, out)
-        names = [name for name, _ in self._ffi.typeof("struct hv_engine_statistics").fields if name != "exits"]
+        fields = self._ffi.typeof("struct hv_engine_statistics").fields
+        names = [name for name, _ in fields if name != "exits"]
         found = {name: getattr(out, name) for name in names}
         for index, count in enumerate(out.exits):
             name = self._ffi.string(self._lib.hv_engine_exit_name(index)).decode()

@@ -61,7 +61,15 @@ async def exchange(sock: socket.socket, packet: bytes) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "request_",
-    [wire.Adopt(1, 1 << 20), wire.Bank(0), wire.Bank(1), wire.Statistics(), wire.EngineStatistics(0), wire.FdGet("x"), wire.FdDel("x")],
+    [
+        wire.Adopt(1, 1 << 20),
+        wire.Bank(0),
+        wire.Bank(1),
+        wire.Statistics(),
+        wire.EngineStatistics(0),
+        wire.FdGet("x"),
+        wire.FdDel("x"),
+    ],
     ids=lambda request: type(request).__name__,
 )
 async def test_requests_of_dom0(host: Host, request_: wire.Request) -> None:

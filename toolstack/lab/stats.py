@@ -1,7 +1,7 @@
 """`umxen stats`: what the hypervisor counts, for people and for scripts.
 
-One counter in a line, `machine.free_frames 1234` or `d3.exits.link 5678`; or a JSON object with --json. Times of
-two readings and their difference are the caller's business: counters only grow while a domain lives.
+One counter in a line, `machine.free_frames 1234` or `d3.exits.link 5678`; or a JSON object with --json. Two
+readings and their difference are the caller's business: counters only grow while a domain lives.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from toolstack.lab.host import Host
 def stats(name: str | None, as_json: bool, domids: Sequence[int]) -> None:
     """Counters of the hypervisor and of each guest's CPU engine.
 
-    blocks and instructions translated, code_bytes of them and memory_bytes that the engine holds for the guest;
-    cache_flushes, tlb_fills, tlb_flushes; frames of code invalidated (page_invalidations) and blocks_killed with
-    them; single_steps; and exits from translated code by reason.
+    blocks and instructions translated, code_bytes of them and memory_bytes that the engine holds for the
+    guest; cache_flushes, tlb_fills, tlb_flushes; frames of code invalidated (page_invalidations) and
+    blocks_killed with them; single_steps; and exits from translated code by reason.
     """
     host = Host.named(name)
     machine, domains = host.statistics(), host.engine_statistics()
