@@ -48,6 +48,37 @@ def test_recursion_deeper_than_the_shadow_stack(checker: Checker) -> None:
     checker.check([Program(2, lines(text), flags=CODE32 | USES_BIG)])
 
 
+XSAVES = ("xsave", "xsaveopt", "xsavec")
+
+
+@pytest.mark.parametrize("save", XSAVES)
+def test_xsave_of_eight_registers(checker: Checker, save: str) -> None:
+    """Of the vector registers 32-bit code saves, restores and initialises the lower eight alone."""
+    clear = f"xor %eax, %eax; mov ${DATA:#x}, %edi; mov $208, %ecx; cld; rep stosl"
+    request = "mov $7, %eax; xor %edx, %edx"
+    forget = "; ".join(f"movl $0, {DATA + at:#x}" for at in (4, 8, 12, 16, 20))
+    texts = []
+    for present in (7, 3, 2, 4, 0):
+        texts.append(f"""
+            {clear}; {request}; {save} {DATA:#x}; {forget}; movl ${present}, {DATA + 512:#x}
+            vaddps %ymm1, %ymm2, %ymm3; vpcmpeqb %ymm0, %ymm0, %ymm7; fninit; fldpi
+            {request}; xrstor {DATA:#x}; {clear}; cmp %al, %al""")
+    checker.check([Program(k, lines(text), flags=CODE32) for k, text in enumerate(texts)])
+
+
+def test_gathers_and_masked_moves(checker: Checker) -> None:
+    """Addresses of 32 bits, also through FS; W and the fourth bit of vvvv mean nothing to BMI."""
+    text = f"""
+        vpcmpeqd %ymm7, %ymm7, %ymm7; vpslld $28, %ymm7, %ymm1; vpsrld $24, %ymm1, %ymm1; mov ${DATA:#x}, %ebx
+        vpgatherdd %ymm7, 16(%ebx,%ymm1,4), %ymm2
+        vpcmpeqd %ymm7, %ymm7, %ymm7; mov $8, %esi; vpgatherqq %ymm7, %fs:(%esi,%ymm3,1), %ymm4
+        vmaskmovps {DATA + PAGE - 8:#x}, %ymm6, %ymm5; vpmaskmovd %ymm5, %ymm6, {DATA + 3 * PAGE - 12:#x}
+        vpmaskmovq %xmm5, %xmm6, %fs:16(%esi)
+        .byte 0xc4, 0xe2, 0xf0, 0xf2, 0xc2; .byte 0xc4, 0xe2, 0x30, 0xf2, 0xc2; mulx %edi, %eax, %ecx
+        pdep {DATA + 64:#x}, %edx, %esi; rorx $7, %edi, %edx; cmp %al, %al"""
+    checker.check([Program(1, lines(text), flags=CODE32)])
+
+
 def test_loops(checker: Checker) -> None:
     text = """
         mov $1000, %ecx; 1: add %ecx, %eax; loop 1b; mov $50, %ecx; 2: dec %ecx; loopne 2b; mov $0x10003, %ecx
