@@ -167,6 +167,25 @@ def test_rejected_vex_encodings_do_not_exist(checker: Checker, decoder: Decoder)
     assert accepted > 1500 or not decoder.features & feature_bits("AVX2")
 
 
+def test_size_of_every_vex_operand(decoder: Decoder) -> None:
+    """An operand taken for smaller than it is would reach beyond its page, into somebody else's memory."""
+    machine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    machine.detail = True
+    wrong, both = {}, 0
+    raw = list(vex_encodings(random.Random(12)))
+    for bytes_, ours in zip(raw, decoder.decode(raw)):
+        if decoder.kind(ours) == "INVALID" or not ours.has_modrm or ours.mod == 3 or ours.vsib:
+            continue
+        theirs = next(machine.disasm(bytes_, 0x1000, 1), None)
+        if theirs is None:
+            continue
+        both += 1
+        if theirs.size != ours.length or memory_operand_differs(theirs, ours, bytes_):
+            wrong[f"{theirs.mnemonic} {theirs.op_str}: {ours.memory_size}"] = bytes_.hex()
+    assert not wrong
+    assert both > 1500 or not decoder.features & feature_bits("AVX2")
+
+
 def test_every_vex_encoding(checker: Checker, decoder: Decoder) -> None:
     """Each that the decoder takes, with operands that mostly work, does what it does on the CPU."""
     rng = random.Random(11)
