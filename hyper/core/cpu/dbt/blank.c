@@ -1,5 +1,5 @@
 /*
- * What a vCPU's tables look like when they are empty: the soft TLBs and the jump caches, 768 KiB, of which a guest that does
+ * What a vCPU's tables look like when they are empty: the soft TLBs and the jump caches, 1.3 MiB, of which a guest that does
  * little uses little. They are mapped privately from one memfd of the machine: a page costs nothing until it is written.
  *
  * Empty slots of a jump cache must lead somewhere, and that somewhere must be the same in all domains: the machine has a page
@@ -14,7 +14,8 @@
 #define TABLES_OFFSET offsetof(struct engine_vcpu, tlb)
 #define TABLES_BYTES (sizeof(struct engine_vcpu) - TABLES_OFFSET)
 _Static_assert(TABLES_OFFSET % PAGE_SIZE == 0 && TABLES_BYTES % PAGE_SIZE == 0, "the tables are whole pages at the end");
-_Static_assert(sizeof(struct tlb_entry) * TLB_ENTRIES * 2 + sizeof(uint64_t) * JUMP_ENTRIES * 2 == TABLES_BYTES, "tables");
+_Static_assert(sizeof(struct tlb_entry) * TLB_ENTRIES * 2 + sizeof(uint64_t) * JUMP_ENTRIES * 2 +
+                   sizeof(struct second_jump) * SECOND_ENTRIES * 2 == TABLES_BYTES, "tables");
 
 static void fill(uint8_t *tables, uint64_t miss)
 {
@@ -24,6 +25,9 @@ static void fill(uint8_t *tables, uint64_t miss)
         tlb[i].read_tag = tlb[i].write_tag = tlb_no_tag(i % TLB_ENTRIES);
     for (unsigned i = 0; i < 2 * JUMP_ENTRIES; i++)
         jump[i] = miss;
+    struct second_jump *second = (struct second_jump *)(jump + 2 * JUMP_ENTRIES);
+    for (unsigned i = 0; i < 2 * SECOND_ENTRIES; i++)
+        second[i].entry = miss;
 }
 
 /* The page with the trampoline: written, then run. */

@@ -299,9 +299,7 @@ static void cut_outgoing(struct engine_domain *ed, struct block *b)
 static void forget_jump(struct engine_vcpu *e, void *arg)
 {
     struct block *b = arg;
-    uint64_t *slot = &e->jump[b->mode & MODE_USER][jump_index(b->pc)];
-    if (__atomic_load_n(slot, __ATOMIC_RELAXED) == (uint64_t)b->checked_entry)
-        __atomic_store_n(slot, jump_miss(e), __ATOMIC_RELAXED);
+    jump_forget(e, b->mode & MODE_USER, b->pc, b->checked_entry);
 }
 
 static void cut_all_ways_in(struct engine_domain *ed, struct block *b)

@@ -36,9 +36,15 @@ struct tlb_entry {
  * looked up in another entry. */
 static inline uint64_t tlb_no_tag(unsigned index) { return index ? 0x0000800000000000ull : 0x0000800000001000ull; }
 
-/* Jump cache: where to go for a guest pc. Slots point to a block's checked entry, or to the miss trampoline. */
+/* Jump cache: where to go for a guest pc. Slots point to a block's checked entry, or lead out. */
 #define JUMP_BITS 15
 #define JUMP_ENTRIES (1 << JUMP_BITS)
+
+/* A second one behind it, by another hash: what collides there is found here, without leaving translated code. Empty entries
+ * lead out. */
+#define SECOND_BITS 14
+#define SECOND_ENTRIES (1 << SECOND_BITS)
+struct second_jump { uint64_t pc, entry; };
 
 #define TLB_LOG 512   /* slots used since the last flush, so that a flush touches few */
 #define TLB_LOW_LOG 64 /* of those the kernel's TLB uses for the lower half: a change of CR3 drops them alone */
@@ -133,6 +139,7 @@ struct engine_vcpu {
     /* From here on pages appear when they are first written: see blank.c. */
     struct tlb_entry tlb[2][TLB_ENTRIES] __attribute__((aligned(PAGE_SIZE))); /* by mode: 0 kernel, 1 user */
     uint64_t jump[2][JUMP_ENTRIES];
+    struct second_jump second[2][SECOND_ENTRIES];
 };
 
 /* ---- blocks ----------------------------------------------------------------------------------------------------- */
@@ -180,6 +187,7 @@ struct trampolines {
     uint8_t *enter;              /* enter_fn: C's way in, to any entry */
     uint8_t *enter_indirect[2];  /* an entry for it: through the jump cache to cpu.rip; by mode */
     uint8_t *jump_indirect[2];   /* r10: guest target, flags saved */
+    uint8_t *jump_second[2];     /* where failed checks go: to the second jump cache, by mode */
     uint8_t *jump_miss;          /* for generated code; empty slots of jump caches point to the machine's */
     uint8_t *helper[NR_HELPERS]; /* r10, r11: arguments; comes back, or leaves when the helper says so */
     uint8_t *exit_direct;        /* leave: flags are in the host's, registers live */
@@ -231,6 +239,8 @@ static inline uint64_t next_page(const struct engine_vcpu *e, uint64_t vaddr)
 static inline uint64_t page_of(uint64_t vaddr) { return vaddr & PAGE_MASK; }
 static inline unsigned tlb_index(uint64_t vaddr) { return (vaddr >> PAGE_SHIFT) & (TLB_ENTRIES - 1); }
 static inline unsigned jump_index(uint64_t pc) { return (pc ^ (pc >> 12)) & (JUMP_ENTRIES - 1); }
+#define SECOND_MULTIPLIER 0x61c88647
+static inline unsigned second_index(uint64_t pc) { return (uint32_t)pc * SECOND_MULTIPLIER >> (32 - SECOND_BITS); }
 static inline struct hv *engine_hv(const struct engine_vcpu *e) { return e->vcpu->domain->hv; }
 
 /* ---- mmu.c ------------------------------------------------------------------------------------------------------ */
@@ -280,6 +290,8 @@ void mmu_drop_page(struct engine_vcpu *e, uint64_t vaddr);
 void mmu_drop_host_page(struct engine_vcpu *e, const uint8_t *host, bool all);
 void jump_clear(struct engine_vcpu *e, unsigned mode);
 void jump_set(struct engine_vcpu *e, unsigned mode, uint64_t pc, const uint8_t *entry);
+/* Forgets one way to pc, if it leads to `entry`. */
+void jump_forget(struct engine_vcpu *e, unsigned mode, uint64_t pc, const uint8_t *entry);
 
 /* ---- blocks.c (domain lock held) -------------------------------------------------------------------------------- */
 struct block *block_lookup(struct engine_vcpu *e, uint64_t pc, unsigned mode);

@@ -424,22 +424,36 @@ void mmu_drop_host_page(struct engine_vcpu *e, const uint8_t *host, bool all)
 
 /* ---- jump cache ------------------------------------------------------------------------------------------------- */
 
+static void jump_reset(struct engine_vcpu *e, unsigned mode, unsigned first, unsigned second)
+{
+    e->jump[mode][first] = e->second[mode][second].entry = jump_miss(e);
+}
+
 void jump_clear(struct engine_vcpu *e, unsigned mode)
 {
-    uint64_t miss = jump_miss(e);
     if (e->nr_jump_log[mode] < JUMP_LOG)
         for (unsigned k = 0; k < e->nr_jump_log[mode]; k++)
-            e->jump[mode][e->jump_log[mode][k]] = miss;
+            jump_reset(e, mode, e->jump_log[mode][k] >> SECOND_BITS, e->jump_log[mode][k] & (SECOND_ENTRIES - 1));
     else
         for (unsigned k = 0; k < JUMP_ENTRIES; k++)
-            e->jump[mode][k] = miss;
+            jump_reset(e, mode, k, k & (SECOND_ENTRIES - 1));
     e->nr_jump_log[mode] = 0;
 }
 
 void jump_set(struct engine_vcpu *e, unsigned mode, uint64_t pc, const uint8_t *entry)
 {
-    unsigned i = jump_index(pc);
-    e->jump[mode][i] = (uint64_t)entry;
+    unsigned first = jump_index(pc), second = second_index(pc);
+    e->jump[mode][first] = (uint64_t)entry;
+    e->second[mode][second] = (struct second_jump){pc, (uint64_t)entry};
     if (e->nr_jump_log[mode] < JUMP_LOG)
-        e->jump_log[mode][e->nr_jump_log[mode]++] = i;
+        e->jump_log[mode][e->nr_jump_log[mode]++] = first << SECOND_BITS | second;
+}
+
+void jump_forget(struct engine_vcpu *e, unsigned mode, uint64_t pc, const uint8_t *entry)
+{
+    uint64_t *first = &e->jump[mode][jump_index(pc)], *second = &e->second[mode][second_index(pc)].entry;
+    if (__atomic_load_n(first, __ATOMIC_RELAXED) == (uint64_t)entry)
+        __atomic_store_n(first, jump_miss(e), __ATOMIC_RELAXED);
+    if (__atomic_load_n(second, __ATOMIC_RELAXED) == (uint64_t)entry)
+        __atomic_store_n(second, jump_miss(e), __ATOMIC_RELAXED);
 }

@@ -218,6 +218,25 @@ uint8_t *trampoline_miss_emit(uint8_t *page, ptrdiff_t alias)
     return tr.jump_miss;
 }
 
+/* r10: guest target, flags saved; the slot of the jump cache led elsewhere. */
+static void emit_jump_second(struct emitter *m, struct trampolines *tr, unsigned mode)
+{
+    uint32_t table = OFFSET(second) + mode * SECOND_ENTRIES * sizeof(struct second_jump);
+    tr->jump_second[mode] = m->p;
+    EMIT(m, "\x45\x69\xda"); /* imul r11d, r10d, */
+    emit4(m, SECOND_MULTIPLIER);
+    EMIT(m, "\x41\xc1\xeb"); /* shr r11d, */
+    emit1(m, 32 - SECOND_BITS - 4);
+    EMIT(m, "\x41\x81\xe3"); /* and r11d, */
+    emit4(m, (SECOND_ENTRIES - 1) << 4);
+    EMIT(m, "\x65\x4d\x3b\x93"); /* cmp r10, gs:[r11 + pc] */
+    emit4(m, table + offsetof(struct second_jump, pc));
+    emit_jcc(m, 5, tr->jump_miss);
+    EMIT(m, "\x65\x41\xff\xa3"); /* jmp gs:[r11 + entry] */
+    emit4(m, table + offsetof(struct second_jump, entry));
+}
+_Static_assert(sizeof(struct second_jump) == 1 << 4, "the index above");
+
 void trampolines_emit(struct engine_domain *ed)
 {
     struct emitter m = {ed->cache, ed->alias};
@@ -229,6 +248,8 @@ void trampolines_emit(struct engine_domain *ed)
         emit_helper(&m, tr, h, stored, features);
     emit_jump_indirect(&m, tr, 0);
     emit_jump_indirect(&m, tr, 1);
+    emit_jump_second(&m, tr, 0);
+    emit_jump_second(&m, tr, 1);
     tr->end = m.p;
     perf_map_add(ed, ed->cache, m.p, "trampolines", 0);
     ASSERT(tr->end <= (uint8_t *)ed->guard);

@@ -173,7 +173,7 @@ static void emit_block(struct translator *t, const struct insn *insns, unsigned 
     }
     t->b->checked_entry = t->m.p;
     if (!t->single) {
-        emit_check_pc(t, t->b->pc, t->ed->tr.jump_miss);
+        emit_check_pc(t, t->b->pc, t->ed->tr.jump_second[t->user]);
         if (before[0])
             restore_flags(t, false);
     }
