@@ -40,7 +40,7 @@ struct hv_statistics {
 /* Of a guest's CPU engine. memory_bytes: what the engine holds for the domain, beside its machine memory. */
 struct hv_engine_statistics {
     uint64_t blocks, instructions, code_bytes, memory_bytes, cache_flushes, tlb_fills, tlb_flushes;
-    uint64_t page_invalidations, blocks_killed, single_steps, exits[16];
+    uint64_t page_invalidations, blocks_killed, single_steps, exits[17];
 };
 
 /* A machine: banks, frame table, Dom0. No thread runs before hv_start. */

@@ -111,7 +111,7 @@ enum flush_scope {
     FLUSH_USER_HALF,  /* vaddr below 2^47 in the kernel's view: CR3 changed */
 };
 
-#define ENGINE_EXITS 16 /* kinds of ways out of translated code that are counted */
+#define ENGINE_EXITS 17 /* kinds of ways out of translated code that are counted */
 struct engine_statistics {
     uint64_t blocks, instructions, code_bytes, cache_flushes;
     uint64_t memory_bytes; /* what the engine holds for the domain: code, books, state of vCPUs */

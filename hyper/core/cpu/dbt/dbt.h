@@ -30,7 +30,7 @@
 struct tlb_entry {
     uint64_t read_tag, write_tag;
     uint8_t *host; /* of the page */
-    uint64_t spare;
+    uint64_t distance; /* host - guest address */
 };
 /* The tag of an empty entry still fits one page, at an address that may not even be canonical: it has to be one that is
  * looked up in another entry. */
@@ -45,6 +45,8 @@ static inline uint64_t tlb_no_tag(unsigned index) { return index ? 0x00008000000
 #define SECOND_BITS 14
 #define SECOND_ENTRIES (1 << SECOND_BITS)
 struct second_jump { uint64_t pc, entry; };
+
+#define MAX_GROUPS 16
 
 #define TLB_LOG 512   /* slots used since the last flush, so that a flush touches few */
 #define TLB_LOW_LOG 64 /* of those the kernel's TLB uses for the lower half: a change of CR3 drops them alone */
@@ -68,6 +70,7 @@ enum dbt_exit {
     DBT_SIMD,
     DBT_ALIGNMENT,
     DBT_NO_DEVICE,
+    DBT_GROUP,    /* a group of accesses at rip cannot share a look-up: on without groups */
     DBT_EXITS
 };
 
@@ -109,6 +112,7 @@ struct engine_vcpu {
     uint32_t poll_target;
     uint32_t pad;
     uint32_t mxcsr, host_mxcsr; /* the guest's while C runs; what C runs with */
+    uint64_t group_distance[MAX_GROUPS]; /* of the block that is running */
     uint64_t (*helper[NR_HELPERS])(struct engine_vcpu *, uint64_t, uint64_t); /* 0: leave, e->exit says why */
     uint8_t xmm[16][16] __attribute__((aligned(16)));
     uint8_t ymm_high[16][16];   /* the upper halves, while C runs; mean something only if: */
@@ -145,7 +149,10 @@ struct engine_vcpu {
 /* ---- blocks ----------------------------------------------------------------------------------------------------- */
 
 /* What makes the same bytes translate differently. */
-enum block_mode { MODE_USER = 1, MODE_SINGLE = 2, MODE_NO_FPU = 4, MODE_AVX = 128 /* XCR0 has it */ };
+enum block_mode {
+    MODE_USER = 1, MODE_SINGLE = 2, MODE_NO_FPU = 4, MODE_AVX = 128 /* XCR0 has it */,
+    MODE_PLAIN = 256 /* without groups, see groups.c */
+};
 #define MODE_CODE(code) ((code) << 3) /* CODE_*, four bits */
 
 /* A direct jump out of a block: a rel32 at `patch` that goes to `stub` until it is linked. */
@@ -165,8 +172,8 @@ struct block {
     mfn_t mfn, mfn2;        /* frames of its bytes; mfn2 invalid unless it straddles */
     struct block *hash_next;
     struct link links[BLOCK_LINKS], *incoming;
-    uint16_t bytes;
-    uint8_t nr_links, mode;
+    uint8_t nr_links;
+    uint16_t mode;
     bool dead;
     bool atomic; /* of MODE_SINGLE: a locked instruction, which runs while the other vCPUs stand still */
 };
@@ -215,7 +222,8 @@ struct engine_domain {
     uint64_t liveness_generation;   /* bumped when code changes */
     struct { uint64_t pc, generation; mfn_t mfn; uint16_t live; bool compat; } liveness[LIVENESS_ENTRIES]; /* what live_at found */
     bool kernel_low_code;           /* kernel code was run below CHAIN_START */
-    uint8_t ungroup[1 << 12];       /* failures of grouped stack accesses by hashed pc: see group_failed */
+    uint8_t ungroup[1 << 12];       /* recent failures of groups by hashed pc: see group_failed */
+    uint64_t ungroup_time;
     uint64_t top_l4_entry;          /* last seen entry 511: chains across pages rest on it */
     struct engine_statistics stats;
 };
@@ -247,12 +255,12 @@ static inline struct hv *engine_hv(const struct engine_vcpu *e) { return e->vcpu
 enum access_kind { ACCESS_READ = 0, ACCESS_WRITE = 1, ACCESS_FETCH = 2 };
 /* Host address of a guest byte; NULL after a fault, described in cpu.fault_*. Sets accessed and dirty bits. */
 uint8_t *mmu_walk(struct engine_vcpu *e, uint64_t vaddr, enum access_kind kind, struct page_info **pg);
-/* True when a grouped push or pop at pc has failed too often to try again. */
+/* At UNGROUP_AFTER a group that begins at pc has failed too often to be tried again. */
 static inline uint8_t *ungroup_slot(struct engine_domain *ed, uint64_t pc)
 {
     return &ed->ungroup[pc * 0x9e3779b97f4a7c15ull >> 52];
 }
-#define UNGROUP_AFTER 4
+#define UNGROUP_AFTER 100
 
 static inline struct page_info *frame_page(struct hv *hv, mfn_t mfn) { return &hv->frame_table[mfn_x(mfn)]; }
 static inline uint8_t *frame_host(struct hv *hv, mfn_t mfn) { return hv->bank_base + (mfn_x(mfn) << PAGE_SHIFT); }
@@ -353,13 +361,15 @@ uint8_t *trampoline_miss_emit(uint8_t *page, ptrdiff_t alias);
 typedef void enter_fn(struct engine_vcpu *e, const uint8_t *entry);
 
 /* ---- helpers.c: called from generated code on C's stack, without SSE -------------------------------------------- */
-/* Flags in `what` of slow_access. */
+/* `what` of slow_access. A group's look-up (SLOW_GROUP) says in the upper half what its first member's own access is, and how
+ * far from the start; it is answered with the distance + 1. */
 enum {
-    SLOW_SIZE = 0xff, SLOW_WRITE = 0x100, SLOW_SPECIAL = 0x200, SLOW_GROUP = 0x400, SLOW_STACK = 0x800 /* #SS, not #GP */,
-    SLOW_MASKED = 0x8000 /* not all of it need be there: interpret.c decides */
+    SLOW_SIZE = 0x1fff, SLOW_WRITE = 0x2000, SLOW_SPECIAL = 0x4000, SLOW_GROUP = 0x8000, SLOW_STACK = 0x10000 /* #SS, not #GP */,
+    SLOW_MASKED = 0x20000 /* not all of it need be there: interpret.c decides */,
+    SLOW_OWN = 32, SLOW_OWN_AT = 48
 };
-#define SLOW_SEGMENT(sreg) ((1u + (sreg)) << 12) /* r10 is an offset in it, to be checked against its limit */
-#define SLOW_SEGMENTS 0x7000
+#define SLOW_SEGMENTS 0x700000u
+#define SLOW_SEGMENT(sreg) ((1u + (sreg)) << 20) /* r10 is an offset in it, to be checked against its limit */
 void helpers_init(struct engine_vcpu *e);
 /* A store at cpu.fault_vaddr was refused because its frame holds code: that code goes. The vector registers were saved. */
 void helper_drop_code(struct engine_vcpu *e);

@@ -1,6 +1,6 @@
 /*
- * Instructions that run as they are, with their operands replaced: rm in memory becomes the host address that the TLB look-up
- * left in r11 + r10, guest rsp is renamed, guest r10, r11 and r15 are fetched from the vCPU or used there in place.
+ * Instructions that run as they are, with their operands replaced: rm in memory becomes the place in the host that
+ * emit_operand found, guest rsp is renamed, guest r10, r11 and r15 are fetched from the vCPU or used there in place.
  */
 #include "cpu/dbt/translate.h"
 
@@ -21,7 +21,10 @@ static void emit_insn(struct translator *t, const struct insn *i, unsigned r, en
     if (i->prefix_f2 && i->map)
         emit1(e, 0xf2);
     unsigned rex = (i->rex & 8) | ((r & 8) >> 1);
-    rex |= form == RM_REGISTER ? (m & 8) >> 3 : form == RM_SUM ? 3 : form == RM_T1 ? 1 : 0;
+    if (form == RM_REGISTER)
+        rex |= (m & 8) >> 3;
+    if (form == RM_PLACE)
+        rex |= (t->at.index >= 8 ? 2 : 0) | (t->at.base >= 8 ? 1 : 0);
     bool low_byte = (i->reg_is_byte && r >= 4 && r < 8) || (i->rm_is_byte && form == RM_REGISTER && m >= 4 && m < 8);
     if (rex || (i->rex && low_byte)) /* spl bpl sil dil need a REX, ah ch dh bh must not have one */
         emit1(e, 0x40 | rex);
@@ -32,8 +35,7 @@ static void emit_insn(struct translator *t, const struct insn *i, unsigned r, en
     emit1(e, i->opcode);
     switch (form) {
     case RM_REGISTER: emit1(e, 0xc0 | (r & 7) << 3 | (m & 7)); break;
-    case RM_SUM: emit_modrm_mem(e, r, T1, T0, 0, 0); break;
-    case RM_T1: emit_modrm_mem(e, r, T1, -1, 0, 0); break;
+    case RM_PLACE: emit_modrm_mem(e, r, t->at.base, t->at.index, 0, t->at.disp); break;
     case RM_GS:
         emit1(e, (r & 7) << 3 | 4);
         emit1(e, 0x25);
@@ -48,11 +50,6 @@ void note_fault_point(struct translator *t, const struct insn *i)
 {
     if (i->may_fault)
         fault_point_add(t->ed, t->m.p, i->pc << 1 | (t->flags == FLAGS_HOST));
-}
-
-static bool is_bit_string(const struct insn *i)
-{
-    return i->map == 1 && (i->opcode == 0xa3 || i->opcode == 0xab || i->opcode == 0xb3 || i->opcode == 0xbb);
 }
 
 /* bt and friends with a register index: the address moves with it, by whole operands. */
@@ -84,7 +81,8 @@ static void translate_bit_string(struct translator *t, const struct insn *i, boo
     emit1(m, (1 << shift) - 1);
     if (need)
         flags_to_host(t, true);
-    emit_insn(t, i, T0, RM_T1, 0);
+    t->at = (struct place){T1, -1, 0, false};
+    emit_insn(t, i, T0, RM_PLACE, 0);
     t->flags = FLAGS_HOST;
     if (i->access & RM_WRITE)
         emit_commit(t);
@@ -93,10 +91,10 @@ static void translate_bit_string(struct translator *t, const struct insn *i, boo
 /* ah, ch, dh or bh with a memory operand: no REX is possible with them, so their byte works in r10b. */
 static void translate_high_byte_memory(struct translator *t, const struct insn *i)
 {
-    emit_lea(&t->m, T1, T1, T0, 0);
+    emit_flatten(t);
     emit_gs(&t->m, false, 0x88, i->reg, OFFSET(scratch1));
     emit_gs(&t->m, false, 0x8a, T0, OFFSET(scratch1));
-    emit_insn(t, i, T0, RM_T1, 0);
+    emit_insn(t, i, T0, RM_PLACE, 0);
     if (i->access & REG_WRITE) {
         emit_gs(&t->m, false, 0x88, T0, OFFSET(scratch1));
         emit_gs(&t->m, false, 0x8a, i->reg, OFFSET(scratch1));
@@ -106,28 +104,27 @@ static void translate_high_byte_memory(struct translator *t, const struct insn *
 void translate_memory_form(struct translator *t, const struct insn *i, uint16_t live_before, bool need)
 {
     bool write = i->access & RM_WRITE, gpr = i->access & REG_GPR;
-    flags_give_up(t, live_before);
     if (is_bit_string(i)) {
+        flags_give_up(t, live_before);
         translate_bit_string(t, i, need);
         return;
     }
-    emit_vaddr(t, i);
-    emit_tlb(t, i->pc, i->memory_size | (write ? SLOW_WRITE : 0) | operand_what(t, i));
+    emit_operand(t, i, i->memory_size | (write ? SLOW_WRITE : 0) | operand_what(t, i), live_before);
     if (need)
-        flags_to_host(t, true);
+        flags_to_host(t, !t->at.t1_free);
     if (gpr && byte_without_rex(i->reg_is_byte, i) && i->reg >= 4) {
         translate_high_byte_memory(t, i);
     } else if (gpr && host_of[i->reg] < 0) {
-        emit_lea(&t->m, T1, T1, T0, 0);
+        unsigned scratch = emit_scratch(t);
         if ((i->access & REG_READ) || i->operand_size < 4)
-            emit_load_gs(&t->m, T0, REG_OFFSET(i->reg));
+            emit_load_gs(&t->m, scratch, REG_OFFSET(i->reg));
         note_fault_point(t, i);
-        emit_insn(t, i, T0, RM_T1, 0);
+        emit_insn(t, i, scratch, RM_PLACE, 0);
         if (i->access & REG_WRITE)
-            emit_store_gs(&t->m, REG_OFFSET(i->reg), T0);
+            emit_store_gs(&t->m, REG_OFFSET(i->reg), scratch);
     } else {
         note_fault_point(t, i);
-        emit_insn(t, i, gpr ? (byte_without_rex(i->reg_is_byte, i) ? i->reg : (unsigned)host_of[i->reg]) : i->reg, RM_SUM, 0);
+        emit_insn(t, i, gpr ? (byte_without_rex(i->reg_is_byte, i) ? i->reg : (unsigned)host_of[i->reg]) : i->reg, RM_PLACE, 0);
     }
     if (i->flags_touch)
         t->flags = FLAGS_HOST;

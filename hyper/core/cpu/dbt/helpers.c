@@ -27,7 +27,7 @@ static uint64_t leave_stack_fault(struct engine_vcpu *e)
 static uint64_t help_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what) { return mmu_slow_access(e, vaddr, what); }
 
 /* The segment in `what` (SLOW_SEGMENT). */
-static enum sreg segment_in(uint64_t what) { return (what >> 12 & 7) - 1; }
+static enum sreg segment_in(uint64_t what) { return (what >> 20 & 7) - 1; }
 
 static uint64_t help_segment(struct engine_vcpu *e, uint64_t offset, uint64_t what)
 {
@@ -376,7 +376,7 @@ static size_t xmm_bytes(const struct engine_vcpu *e) { return e->cpu.code ? size
 
 static bool image_address(struct engine_vcpu *e, uint64_t *vaddr, uint64_t what, bool write)
 {
-    return what < SLOW_SEGMENT(0) || locate(&e->cpu, segment_in(what), *vaddr, 512, write, vaddr);
+    return !(what & SLOW_SEGMENTS) || locate(&e->cpu, segment_in(what), *vaddr, 512, write, vaddr);
 }
 
 static uint64_t help_fxsave(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)

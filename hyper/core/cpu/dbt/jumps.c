@@ -126,7 +126,7 @@ void translate_jrcxz(struct translator *t, const struct insn *i, uint16_t live_a
 void translate_call(struct translator *t, const struct insn *i, uint16_t live_before, uint16_t live_after)
 {
     uint64_t ret = t->compat ? (uint32_t)(i->pc + i->length) : i->pc + i->length;
-    translate_push_imm(t, i->pc, ret, live_before);
+    translate_push_imm(t, i, ret, live_before);
     if (live_after)
         flags_to_host(t, false);
     emit_link(t, 0xe8, i->target);
@@ -144,7 +144,7 @@ static void load_target(struct translator *t, const struct insn *i)
     }
     emit_vaddr(t, i);
     emit_tlb(t, i->pc, t->word | operand_what(t, i));
-    emit_load_word_sum(t, T0);
+    emit_op_mem(&t->m, !t->compat, 0x8b, T0, T1, T0, 0, 0);
 }
 
 void translate_call_indirect(struct translator *t, const struct insn *i, uint16_t live_before)
@@ -155,7 +155,7 @@ void translate_call_indirect(struct translator *t, const struct insn *i, uint16_
     load_target(t, i);
     emit_store_gs(m, OFFSET(scratch1), T0);
     uint16_t live = t->flags == FLAGS_SAVED ? X86_STATUS : 0;
-    translate_push_imm(t, i->pc, ret, live);
+    translate_push_imm(t, i, ret, live);
     emit_load_gs(m, T0, OFFSET(scratch1));
     emit_jump_indirect(t, true);
     emit_landing(t, ret);
@@ -170,9 +170,9 @@ void translate_jmp_indirect(struct translator *t, const struct insn *i, uint16_t
 
 void translate_ret(struct translator *t, const struct insn *i, uint16_t live_before)
 {
+    emit_stack_slot(t, i, 0, t->word, live_before);
     flags_give_up(t, live_before);
-    emit_pop_address(t, i->pc, 1);
-    emit_load_word_sum(t, T0);
+    emit_at(t, 0x8b, T0, 0);
     emit_stack_lea(t, GUEST_RSP, GUEST_RSP, t->word + (int32_t)i->imm);
     if (t->single)
         emit_jmp(&t->m, t->ed->tr.jump_miss); /* the landing may lead far beyond a single step */

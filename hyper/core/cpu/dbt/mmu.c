@@ -130,6 +130,7 @@ static void tlb_fill(struct engine_vcpu *e, uint64_t vaddr, uint8_t *host, bool 
     if (t->read_tag != tag || t->host != host) {
         t->write_tag = tlb_no_tag(i);
         t->host = host;
+        t->distance = (uint64_t)host + tag;
     }
     t->read_tag = tag;
     if (write)
@@ -227,22 +228,33 @@ static uint64_t bounce_page_table(struct engine_vcpu *e, uint64_t vaddr, unsigne
     return (uint64_t)to;
 }
 
+static bool crosses_page(uint64_t vaddr, unsigned bytes) { return (vaddr & ~PAGE_MASK) + bytes > PAGE_SIZE; }
+
+/* A range for several accesses. If the first of them can't be made its fault is reported, else the rest goes on one by one. */
+static uint64_t slow_group(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
+{
+    uint64_t own = vaddr + (what >> SLOW_OWN_AT), own_what = what >> SLOW_OWN & 0xffff;
+    if (watches_data(e) && watch_has_data(e, vaddr))
+        return leave(e, DBT_GROUP); /* each access has to be looked at */
+    if (!crosses_page(vaddr, what & SLOW_SIZE)) {
+        uint8_t *host = translate_address(e, vaddr, what & SLOW_WRITE, false);
+        if (host)
+            return (uint64_t)host - vaddr + 1;
+    }
+    if (!crosses_page(own, own_what & SLOW_SIZE) && !translate_address(e, own, own_what & SLOW_WRITE, false))
+        return leave_fault(e, what);
+    return leave(e, DBT_GROUP);
+}
+
 uint64_t mmu_slow_access(struct engine_vcpu *e, uint64_t vaddr, uint64_t what)
 {
     unsigned bytes = what & SLOW_SIZE;
     bool write = what & SLOW_WRITE, special = what & SLOW_SPECIAL;
-    bool crosses = (vaddr & ~PAGE_MASK) + bytes > PAGE_SIZE;
+    bool crosses = crosses_page(vaddr, bytes);
+    if (what & SLOW_GROUP)
+        return slow_group(e, vaddr, what);
     if (watches_data(e) && !watch_access(e, vaddr, bytes, write))
         return leave_fault(e, what);
-    if ((what & SLOW_GROUP) && !special) {
-        struct page_info *pg;
-        if (crosses || !mmu_walk(e, vaddr, write ? ACCESS_WRITE : ACCESS_READ, &pg)) {
-            uint8_t *failures = ungroup_slot(e->vcpu->domain->engine, e->cpu.rip);
-            if (*failures < UNGROUP_AFTER)
-                ++*failures;
-            return leave(e, DBT_SPECIAL); /* one by one: the fault belongs to one of them */
-        }
-    }
     if (special) {
         e->bounce_bytes = 0;
         e->bounce_is_page_table = false;

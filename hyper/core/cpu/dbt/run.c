@@ -6,17 +6,18 @@
  */
 #include "cpu/dbt/dbt.h"
 
-static unsigned block_mode(const struct engine_vcpu *e, bool single)
+/* Of the block to run next; `extra`: MODE_SINGLE, MODE_PLAIN or 0. */
+static unsigned block_mode(const struct engine_vcpu *e, unsigned extra)
 {
-    return (e->cpu.user_mode ? MODE_USER : 0) | (single ? MODE_SINGLE : 0) | (e->fpu_disabled ? MODE_NO_FPU : 0) |
-           MODE_CODE(e->cpu.code) | (e->cpu.xcr0 & XCR0_AVX ? MODE_AVX : 0);
+    return (e->cpu.user_mode ? MODE_USER : 0) | (e->fpu_disabled ? MODE_NO_FPU : 0) | MODE_CODE(e->cpu.code) |
+           (e->cpu.xcr0 & XCR0_AVX ? MODE_AVX : 0) | extra;
 }
 
 /* The jump cache and the shadow stack know only addresses: they are void when the code at them would be translated another
  * way, because the FPU or AVX was switched or the segments are others. */
 static void check_mode(struct engine_vcpu *e)
 {
-    unsigned mode = block_mode(e, false), index = mode_index(e);
+    unsigned mode = block_mode(e, 0), index = mode_index(e);
     if (likely(e->mode_now[index] == mode))
         return;
     e->mode_now[index] = mode;
@@ -32,19 +33,19 @@ static bool still_together(const struct link *l, const struct block *to)
 }
 
 /* The block at rip, made when it isn't there, and the way to it remembered. NULL: a fetch fault. */
-static struct block *resolve_locked(struct engine_vcpu *e, bool single)
+static struct block *resolve_locked(struct engine_vcpu *e, unsigned extra)
 {
     struct engine_domain *ed = e->vcpu->domain->engine;
     uint64_t pc = e->cpu.rip;
-    unsigned mode = block_mode(e, single);
+    unsigned mode = block_mode(e, extra);
     struct block *b = block_lookup(e, pc, mode);
     if (!b)
         b = translate(e, pc, mode);
-    if (b && !b->dead && !single) {
+    if (b && !b->dead && !extra) {
         struct link *l = e->link;
         if (!e->cpu.user_mode && pc < CHAIN_START)
             ed->kernel_low_code = true;
-        if (l && !l->to && !l->owner->dead && l->pc == pc && l->owner->mode == mode && still_together(l, b) &&
+        if (l && !l->to && !l->owner->dead && l->pc == pc && (l->owner->mode & ~MODE_PLAIN) == mode && still_together(l, b) &&
             !watch_forbids_link(ed->domain, l->owner->pc, pc))
             block_link(ed, l, b);
         else
@@ -54,10 +55,10 @@ static struct block *resolve_locked(struct engine_vcpu *e, bool single)
     return b;
 }
 
-static struct block *resolve(struct engine_vcpu *e, bool single)
+static struct block *resolve(struct engine_vcpu *e, unsigned extra)
 {
     domain_lock(e->vcpu->domain, e->vcpu);
-    struct block *b = resolve_locked(e, single);
+    struct block *b = resolve_locked(e, extra);
     domain_unlock(e->vcpu->domain, e->vcpu);
     return b;
 }
@@ -75,14 +76,23 @@ void drop_code_at(struct engine_vcpu *e, uint64_t vaddr)
         domain_unlock(d, e->vcpu);
 }
 
-/* A grouped stack access at rip has failed often enough: translate its block anew, ungrouped. */
-static void ungroup(struct engine_vcpu *e)
+#define UNGROUP_CYCLES (1ull << 25) /* about 10 ms: with UNGROUP_AFTER, failures may cost half a percent */
+
+/* A group at rip failed. Where that happens all the time its block is translated anew, without it. */
+static void group_failed(struct engine_vcpu *e)
 {
     struct domain *d = e->vcpu->domain;
-    uint8_t *slot = ungroup_slot(d->engine, e->cpu.rip);
-    if (*slot != UNGROUP_AFTER)
+    struct engine_domain *ed = d->engine;
+    uint8_t *slot = ungroup_slot(ed, e->cpu.rip);
+    uint64_t now = __builtin_ia32_rdtsc();
+    if (now - ed->ungroup_time > UNGROUP_CYCLES) {
+        for (unsigned k = 0; k < sizeof(ed->ungroup); k++)
+            if (ed->ungroup[k] < UNGROUP_AFTER)
+                ed->ungroup[k] = 0;
+        ed->ungroup_time = now;
+    }
+    if (*slot >= UNGROUP_AFTER || ++*slot < UNGROUP_AFTER)
         return;
-    ++*slot;
     domain_lock(d, e->vcpu);
     mfn_t mfn = mmu_fetch_frame(e, e->cpu.rip);
     if (!mfn_eq(mfn, INVALID_MFN))
@@ -124,13 +134,13 @@ static bool run_alone(struct engine_vcpu *e)
     bool locked = e->page_table_write;
     struct block *b = NULL;
     if (!locked) {
-        b = resolve(e, true);
+        b = resolve(e, MODE_SINGLE);
         locked = b && b->atomic;
     }
     if (locked) {
         domain_lock(d, e->vcpu);
         domain_quiesce(d, e->vcpu);
-        b = resolve_locked(e, true);
+        b = resolve_locked(e, MODE_SINGLE);
     }
     e->alone = true;
     if (b)
@@ -186,21 +196,22 @@ enum engine_exit dbt_run(struct vcpu *v)
         if (e->exit == DBT_LINK || e->exit == DBT_INDIRECT || e->exit == DBT_SYSCALL)
             e->cpu.resume = false;
         switch (e->exit) {
-        case DBT_LINK: case DBT_INDIRECT: {
+        case DBT_LINK: case DBT_INDIRECT: case DBT_GROUP: {
             if (trap || e->cpu.debug) {
                 e->cpu.debug |= trap ? DEBUG_STEP : 0;
                 return EXIT_DEBUG;
             }
             if (alone || (e->watch.execute && watch_has_code(e, e->cpu.rip)))
                 break;
-            struct block *b = resolve(e, false);
+            if (e->exit == DBT_GROUP)
+                group_failed(e);
+            struct block *b = resolve(e, e->exit == DBT_GROUP ? MODE_PLAIN : 0);
             if (!b)
                 return fetch_fault(e);
             entry = b->entry;
             break;
         }
         case DBT_SPECIAL:
-            ungroup(e);
             single = true;
             break;
         default: return exit_of[e->exit];

@@ -253,7 +253,7 @@ static const char *dbt_exit_name(unsigned index)
 {
     static const char *const name[DBT_EXITS] = {
         "link", "jump cache miss", "special", "page fault", "poll", "system call", "invalid opcode", "privileged",
-        "rare", "divide", "general protection", "stack", "x87", "simd", "alignment", "no device",
+        "rare", "divide", "general protection", "stack", "x87", "simd", "alignment", "no device", "group",
     };
     return index < DBT_EXITS ? name[index] : "?";
 }

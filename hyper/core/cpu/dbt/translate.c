@@ -14,6 +14,8 @@
 static unsigned translate_insn(struct translator *t, const struct insn *i, unsigned left, uint16_t before, uint16_t after)
 {
     bool need = needs_flags(i, after);
+    if (!keeps_distance(t, i))
+        t->held = NO_GROUP;
     if (i->fpu && (t->b->mode & MODE_NO_FPU)) {
         emit_exit(t, i->pc, DBT_NO_DEVICE);
         return left;
@@ -39,7 +41,7 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
     case INSN_LEA: translate_lea(t, i); break;
     case INSN_PUSH_REG: return translate_pushes(t, i, left, before);
     case INSN_POP_REG: return translate_pops(t, i, left, before);
-    case INSN_PUSH_IMM: translate_push_imm(t, i->pc, i->imm, before); break;
+    case INSN_PUSH_IMM: translate_push_imm(t, i, i->imm, before); break;
     case INSN_PUSH_RM: translate_push_rm(t, i, before); break;
     case INSN_POP_RM: translate_pop_rm(t, i, before); break;
     case INSN_LEAVE: translate_leave(t, i, before); break;
@@ -165,6 +167,7 @@ static void emit_block(struct translator *t, const struct insn *insns, unsigned 
 {
     uint16_t after[MAX_INSNS], before[MAX_INSNS];
     const struct insn *last = &insns[n - 1];
+    plan_groups(t, n);
     uint16_t live = t->single ? X86_STATUS : live_at_end(t, last); /* after a single step everybody may look */
     for (int k = n - 1; k >= 0; k--) {
         after[k] = live;
@@ -197,7 +200,8 @@ static void link_what_is_there(struct translator *t)
 {
     for (unsigned k = 0; k < t->b->nr_links; k++) {
         struct link *l = &t->b->links[k];
-        struct block *to = may_chain(t, l->pc) && !watch_forbids_link(t->ed->domain, t->b->pc, l->pc) ? block_lookup(t->e, l->pc, t->b->mode) : NULL;
+        bool may_link = may_chain(t, l->pc) && !watch_forbids_link(t->ed->domain, t->b->pc, l->pc);
+        struct block *to = may_link ? block_lookup(t->e, l->pc, t->b->mode & ~MODE_PLAIN) : NULL;
         if (to)
             block_link(t->ed, l, to);
     }
@@ -206,15 +210,19 @@ static void link_what_is_there(struct translator *t)
 struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
 {
     struct engine_domain *ed = e->vcpu->domain->engine;
-    struct insn insns[MAX_INSNS];
-    struct translator t = {.e = e, .ed = ed, .user = mode & MODE_USER, .single = mode & MODE_SINGLE,
-                           .code = mode / MODE_CODE(1) & 15, .compat = mode & MODE_CODE(CODE_COMPAT),
-                           .features = cpu_features_enabled(e->vcpu->domain->policy.features,
-                                                            mode & MODE_AVX ? XCR0_AVX : 0)};
+    struct translator t;
+    memset(&t, 0, offsetof(struct translator, group_of));
+    t.e = e;
+    t.ed = ed;
+    t.user = mode & MODE_USER;
+    t.single = mode & MODE_SINGLE;
+    t.code = mode / MODE_CODE(1) & 15;
+    t.compat = mode & MODE_CODE(CODE_COMPAT);
+    t.features = cpu_features_enabled(e->vcpu->domain->policy.features, mode & MODE_AVX ? XCR0_AVX : 0);
     t.word = t.compat ? 4 : 8;
     t.b = block_alloc(e, pc, mode);
     t.m = (struct emitter){ed->hot, ed->alias};
-    unsigned n = read_block(&t, insns, pc);
+    unsigned n = read_block(&t, t.insns, pc);
     bool cached = n && may_cache(&t);
     if (n && !cached && !t.single) { /* a backend may write to it unseen: one instruction at a time, never kept */
         t.single = true;
@@ -223,7 +231,7 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
     }
     if (!n)
         return NULL;
-    emit_block(&t, insns, n);
+    emit_block(&t, t.insns, n);
     t.b->end = t.m.p;
     block_publish(ed);
     ed->hot = (uint8_t *)(((uintptr_t)t.m.p + 15) & ~15ull);
@@ -233,8 +241,7 @@ struct block *translate(struct engine_vcpu *e, uint64_t pc, unsigned mode)
     emit_link_stubs(&t);
     perf_map_add(ed, ed->cold, t.m.p, t.user ? "user-cold" : "kernel-cold", pc);
     ed->cold = t.m.p;
-    t.b->atomic = t.single && insn_is_memory(&insns[0]) && is_atomic(&insns[0]);
-    t.b->bytes = insns[n - 1].pc + insns[n - 1].length - pc;
+    t.b->atomic = t.single && insn_is_memory(&t.insns[0]) && is_atomic(&t.insns[0]);
     ed->stats.blocks++;
     ed->stats.instructions += n;
     if (cached)

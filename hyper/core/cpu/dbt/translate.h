@@ -22,7 +22,14 @@ static const int8_t host_of[NR_GPRS] = {H_RAX, H_RCX, H_RDX, H_RBX, GUEST_RSP, H
 
 enum flags_at { FLAGS_HOST, FLAGS_SAVED, FLAGS_BOTH };
 
-struct slow_stub { uint8_t *jump, *back; uint64_t pc; uint32_t what; };
+struct slow_stub { uint8_t *jump, *back; uint64_t pc, what; };
+
+/* Accesses that share a look-up: see groups.c. */
+struct group { uint8_t first, members, slot; bool write; int64_t first_offset, low, high; };
+#define NO_GROUP 0xff
+
+/* Where a memory operand is in the host: [base + index + disp]; index -1: none. */
+struct place { int base, index; int32_t disp; bool t1_free; };
 
 struct translator {
     struct emitter m;
@@ -36,10 +43,16 @@ struct translator {
     unsigned code;  /* CODE_*, */
     unsigned word;  /* and bytes of a stack slot */
     enum flags_at flags;
-    struct slow_stub slow[MAX_SLOW];
-    unsigned nr_slow;
     const uint8_t *page; /* the host's view of the page the block starts in */
     uint64_t page_vaddr;
+    struct place at; /* what emit_operand and emit_stack_slot found */
+    unsigned nr_slow, nr_groups;
+    uint8_t held; /* the group whose distance is in T0 */
+    /* Not cleared at the start of a block: */
+    uint8_t group_of[MAX_INSNS];
+    struct group group[MAX_INSNS];
+    struct slow_stub slow[MAX_SLOW];
+    struct insn insns[MAX_INSNS];
 };
 
 /* ---- flags.c ---------------------------------------------------------------------------------------------------- */
@@ -68,15 +81,47 @@ void store_word(struct translator *t, unsigned guest);
 /* What emit_tlb must know of the operand's segment: SLOW_STACK for one that is in the stack segment by default, SLOW_SEGMENT. */
 uint32_t operand_what(const struct translator *t, const struct insn *i);
 bool segment_is_checked(const struct translator *t, enum sreg sreg);
+/* The same of the stack segment. */
+static inline uint32_t stack_what(const struct translator *t)
+{
+    return SLOW_STACK | (segment_is_checked(t, SREG_SS) ? SLOW_SEGMENT(SREG_SS) : 0);
+}
 /* lea for the stack pointer: 32 bits of it in 32-bit code. */
 void emit_stack_lea(struct translator *t, unsigned to, unsigned base, int32_t disp);
+static inline unsigned stack_register(const struct insn *i) { return (i->opcode & 7) | (i->rex & 1) << 3; }
+/* bt and friends with a register index: the address moves with it. */
+static inline bool is_bit_string(const struct insn *i)
+{
+    return i->map == 1 && (i->opcode == 0xa3 || i->opcode == 0xab || i->opcode == 0xb3 || i->opcode == 0xbb);
+}
 
 /* ---- access.c --------------------------------------------------------------------------------------------------- */
 /* TLB look-up of the address in T0 for `what` (SLOW_*): afterwards T1 + T0 is the host's address. Flags are destroyed. */
-void emit_tlb(struct translator *t, uint64_t pc, uint32_t what);
+void emit_tlb(struct translator *t, uint64_t pc, uint64_t what);
+/* The same for a group: T0 becomes the distance from guest to host addresses. */
+void emit_tlb_distance(struct translator *t, uint64_t pc, uint64_t what);
+/* Look-up of the instruction's memory operand, or of the stack slot at rsp + offset; the place is t->at. Flags may be destroyed. */
+void emit_operand(struct translator *t, const struct insn *i, uint32_t what, uint16_t live_before);
+void emit_stack_slot(struct translator *t, const struct insn *i, int offset, uint32_t what, uint16_t live_before);
+/* An instruction with one register and t->at; `delta` further on. */
+void emit_at(struct translator *t, unsigned op, unsigned reg, int delta);
+/* A scratch register that t->at doesn't need; the place may change. */
+unsigned emit_scratch(struct translator *t);
+/* The place in T1 alone. */
+void emit_flatten(struct translator *t);
 void emit_slow_stubs(struct translator *t);
 /* After a store in a single-step block: what went to the bounce buffer goes to the guest. */
 void emit_commit(struct translator *t);
+
+/* ---- groups.c --------------------------------------------------------------------------------------------------- */
+void plan_groups(struct translator *t, unsigned n);
+/* False: not in a group. */
+bool emit_group_operand(struct translator *t, const struct insn *i, uint32_t what, uint16_t live_before);
+/* An access at a host register + offset. */
+bool emit_group_base(struct translator *t, const struct insn *i, unsigned base, int offset, uint32_t what, uint16_t live_before);
+bool same_group(struct translator *t, const struct insn *a, const struct insn *b);
+/* Does the instruction leave T0 alone, or care for t->held itself? */
+bool keeps_distance(struct translator *t, const struct insn *i);
 
 /* ---- general.c -------------------------------------------------------------------------------------------------- */
 void translate_memory_form(struct translator *t, const struct insn *i, uint16_t live_before, bool need);
@@ -85,7 +130,7 @@ void translate_verbatim(struct translator *t, const struct insn *i, bool need);
 void translate_register_opcode(struct translator *t, const struct insn *i);
 void translate_lea(struct translator *t, const struct insn *i);
 
-enum rm_form { RM_REGISTER, RM_SUM, RM_T1, RM_GS }; /* register m; [r11 + r10]; [r11]; gs:[m] */
+enum rm_form { RM_REGISTER, RM_PLACE, RM_GS }; /* register m; t->at; gs:[m] */
 /* The instruction that comes next may raise an exception on the host: whose it is. */
 void note_fault_point(struct translator *t, const struct insn *i);
 
@@ -94,18 +139,12 @@ void translate_vex(struct translator *t, const struct insn *i, uint16_t live_bef
 void translate_vzero(struct translator *t, const struct insn *i);
 
 /* ---- stack.c ---------------------------------------------------------------------------------------------------- */
-/* One word between `from` and [T1 + disp]; [T1 + T0]. */
-void emit_load_word(struct translator *t, unsigned to, int32_t disp);
-void emit_load_word_sum(struct translator *t, unsigned to);
-void emit_store_word(struct translator *t, int32_t disp, unsigned from);
-/* Look-ups for `slots` words: afterwards T1 + T0 is the host's address of the lowest. */
-void emit_pop_address(struct translator *t, uint64_t pc, unsigned slots);
 /* How many of the `left` instructions were taken. */
 unsigned translate_pushes(struct translator *t, const struct insn *i, unsigned left, uint16_t live_before);
 unsigned translate_pops(struct translator *t, const struct insn *i, unsigned left, uint16_t live_before);
 void translate_push_rm(struct translator *t, const struct insn *i, uint16_t live_before);
 void translate_pop_rm(struct translator *t, const struct insn *i, uint16_t live_before);
-void translate_push_imm(struct translator *t, uint64_t pc, int64_t imm, uint16_t live_before);
+void translate_push_imm(struct translator *t, const struct insn *i, int64_t imm, uint16_t live_before);
 void translate_leave(struct translator *t, const struct insn *i, uint16_t live_before);
 
 /* ---- system.c --------------------------------------------------------------------------------------------------- */

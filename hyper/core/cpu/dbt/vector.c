@@ -11,7 +11,7 @@
 static void emit_vex(struct translator *t, const struct insn *i, unsigned r, unsigned v, enum rm_form form, unsigned m)
 {
     struct emitter *e = &t->m;
-    unsigned x = form == RM_SUM ? 1 : 0, b = form == RM_REGISTER ? m >> 3 : 1;
+    unsigned x = form == RM_PLACE && t->at.index >= 8, b = form == RM_REGISTER ? m >> 3 : t->at.base >= 8;
     emit1(e, 0xc4);
     emit1(e, (r & 8 ? 0 : 0x80) | (x ? 0 : 0x40) | (b ? 0 : 0x20) | i->map);
     emit1(e, (i->rex & 8 ? 0x80 : 0) | (~v & 15) << 3 | (i->vex_256 ? 4 : 0) | i->vex_pp);
@@ -19,7 +19,7 @@ static void emit_vex(struct translator *t, const struct insn *i, unsigned r, uns
     if (form == RM_REGISTER)
         emit1(e, 0xc0 | (r & 7) << 3 | (m & 7));
     else
-        emit_modrm_mem(e, r, T1, form == RM_SUM ? T0 : -1, 0, 0);
+        emit_modrm_mem(e, r, t->at.base, t->at.index, 0, t->at.disp);
     if (i->imm_bytes)
         emit1(e, i->imm);
 }
@@ -60,13 +60,12 @@ static bool is_spilled(bool gpr, unsigned guest) { return gpr && host_of[guest] 
 static void translate_vex_memory(struct translator *t, const struct insn *i, uint16_t live_before)
 {
     bool write = i->access & RM_WRITE;
-    flags_give_up(t, live_before);
-    emit_vaddr(t, i);
-    emit_tlb(t, i->pc, i->memory_size | (write ? SLOW_WRITE : 0) | (i->kind == INSN_MASKED_MOVE ? SLOW_MASKED : 0) | operand_what(t, i));
+    uint32_t masked = i->kind == INSN_MASKED_MOVE ? SLOW_MASKED : 0;
+    emit_operand(t, i, i->memory_size | (write ? SLOW_WRITE : 0) | masked | operand_what(t, i), live_before);
     bool spilled = is_spilled(i->access & V_GPR, i->vvvv) || is_spilled(i->access & REG_GPR, i->reg);
     if (spilled)
-        emit_lea(&t->m, T1, T1, T0, 0);
-    emit_with_registers(t, i, spilled ? RM_T1 : RM_SUM, 0);
+        emit_flatten(t);
+    emit_with_registers(t, i, RM_PLACE, 0);
     if (write)
         emit_commit(t);
 }

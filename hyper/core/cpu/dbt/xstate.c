@@ -93,7 +93,7 @@ static void get(const struct area *a, unsigned offset, void *to, unsigned bytes)
 /* The area that an instruction names, checked against its segment and for alignment. False: e->exit is the fault. */
 static bool find_area(struct engine_vcpu *e, struct area *a, uint64_t vaddr, uint64_t what, bool write)
 {
-    enum sreg sreg = ((what & SLOW_SEGMENTS) >> 12) - 1;
+    enum sreg sreg = ((what & SLOW_SEGMENTS) >> 20) - 1;
     *a = (struct area){0};
     if ((what & SLOW_SEGMENTS) && !locate(&e->cpu, sreg, vaddr, xsave_bytes(e->cpu.xcr0), write, &vaddr))
         return leave(e, mmu_fault_exit(e));
