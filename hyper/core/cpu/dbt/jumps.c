@@ -57,6 +57,16 @@ static void emit_jump_indirect(struct translator *t, bool call)
     emit4(m, OFFSET(jump) + t->user * JUMP_ENTRIES * 8);
 }
 
+/* The same to a pc that is known now: its slot is, too. */
+static void emit_jump_slot(struct translator *t, uint64_t pc, bool call)
+{
+    emit_mov_imm(&t->m, T0, pc);
+    EMIT(&t->m, "\x65\xff"); /* jmp or call gs:[slot] */
+    emit1(&t->m, call ? 0x14 : 0x24);
+    emit1(&t->m, 0x25);
+    emit4(&t->m, OFFSET(jump) + 8 * (t->user * JUMP_ENTRIES + jump_index(pc)));
+}
+
 bool in_kernel_image(const struct translator *t) { return !t->user && t->b->pc >= CHAIN_START; }
 
 /* Elsewhere the next page may be another one in the next address space: not into it, and not to an instruction that may
@@ -76,14 +86,26 @@ void emit_link_stubs(struct translator *t)
         patch_rel32(&t->m, l->patch, l->stub);
         if (!t->single && !may_chain(t, l->pc)) {
             save_flags(t);
-            emit_mov_imm(&t->m, T0, l->pc);
-            emit_jump_indirect(t, false);
+            emit_jump_slot(t, l->pc, false);
             continue;
         }
         emit_rip(t, l->pc);
         emit_mov_imm(&t->m, T1, (uint64_t)l);
         emit_store_gs(&t->m, OFFSET(link), T1);
         emit_jmp(&t->m, t->ed->tr.exit_direct);
+    }
+}
+
+void emit_direct(struct translator *t, bool call, uint64_t pc, uint16_t live)
+{
+    if (t->single || may_chain(t, pc)) {
+        if (live)
+            flags_to_host(t, false);
+        emit_link(t, call ? 0xe8 : 0xe9, pc);
+    } else {
+        if (live)
+            flags_to_vcpu(t);
+        emit_jump_slot(t, pc, call);
     }
 }
 
@@ -127,9 +149,7 @@ void translate_call(struct translator *t, const struct insn *i, uint16_t live_be
 {
     uint64_t ret = t->compat ? (uint32_t)(i->pc + i->length) : i->pc + i->length;
     translate_push_imm(t, i, ret, live_before);
-    if (live_after)
-        flags_to_host(t, false);
-    emit_link(t, 0xe8, i->target);
+    emit_direct(t, true, i->target, live_after);
     emit_landing(t, ret);
 }
 

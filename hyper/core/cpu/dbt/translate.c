@@ -70,9 +70,7 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
         break;
     case INSN_JRCXZ: translate_jrcxz(t, i, after); break;
     case INSN_JMP:
-        if (after)
-            flags_to_host(t, false);
-        emit_link(t, 0xe9, i->target);
+        emit_direct(t, false, i->target, after);
         break;
     case INSN_CALL: translate_call(t, i, before, after); break;
     case INSN_CALL_INDIRECT: translate_call_indirect(t, i, before); break;
@@ -189,9 +187,7 @@ static void emit_block(struct translator *t, const struct insn *insns, unsigned 
     for (unsigned k = 0; k < n;)
         k += translate_insn(t, &insns[k], n - k, before[k], after[k]);
     if (!insn_ends_block(last)) {
-        if (after[n - 1])
-            flags_to_host(t, false);
-        emit_link(t, 0xe9, last->pc + last->length);
+        emit_direct(t, false, last->pc + last->length, after[n - 1]);
     }
 }
 

@@ -160,6 +160,8 @@ void emit_exit(struct translator *t, uint64_t rip, enum dbt_exit why);
 /* A jump (0xe9), call (0xe8) or conditional jump (0x0f80 | cc) to a guest pc, to be linked. */
 void emit_link(struct translator *t, unsigned opcode, uint64_t pc);
 void emit_link_stubs(struct translator *t);
+/* A jump or call to a guest pc: linked, or through the jump cache. `live`: flags that are read there. */
+void emit_direct(struct translator *t, bool call, uint64_t pc, uint16_t live);
 /* cmp r10, pc; jne miss */
 void emit_check_pc(struct translator *t, uint64_t pc, const uint8_t *miss);
 /* Code whose every change of a mapping passes through unmap_code. */
