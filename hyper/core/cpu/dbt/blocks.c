@@ -79,7 +79,7 @@ int cache_create(struct engine_domain *ed)
     ed->blocks = map_sparse(MAX_BLOCKS * sizeof(struct block));
     ed->hash = map_sparse(sizeof(struct block *) << BLOCK_HASH_BITS);
     ed->page_list = map_sparse(page_list_bytes(ed));
-    ed->page_pool = map_sparse(2 * MAX_BLOCKS * sizeof(struct page_blocks));
+    ed->page_pool = map_sparse(3 * MAX_BLOCKS * sizeof(struct page_blocks));
     ed->fault_offset = map_sparse(MAX_FAULT_POINTS * sizeof(uint32_t));
     ed->fault_pc = map_sparse(MAX_FAULT_POINTS * sizeof(uint64_t));
     if (!ed->cache || !ed->blocks || !ed->hash || !ed->page_list || !ed->page_pool || !ed->fault_offset || !ed->fault_pc) {
@@ -105,7 +105,7 @@ void cache_destroy(struct engine_domain *ed)
     unmap(ed->blocks, MAX_BLOCKS * sizeof(struct block));
     unmap(ed->hash, sizeof(struct block *) << BLOCK_HASH_BITS);
     unmap(ed->page_list, page_list_bytes(ed));
-    unmap(ed->page_pool, 2 * MAX_BLOCKS * sizeof(struct page_blocks));
+    unmap(ed->page_pool, 3 * MAX_BLOCKS * sizeof(struct page_blocks));
     unmap(ed->fault_offset, MAX_FAULT_POINTS * sizeof(uint32_t));
     unmap(ed->fault_pc, MAX_FAULT_POINTS * sizeof(uint64_t));
 }
@@ -164,8 +164,8 @@ void cache_flush(struct engine_vcpu *e)
     wait_for_others(e);
     for (uint32_t i = 0; i < ed->nr_blocks; i++) {
         struct block *b = &ed->blocks[i];
-        mfn_t frames[2] = {b->mfn, b->mfn2};
-        for (unsigned k = 0; k < 2; k++)
+        mfn_t frames[3] = {b->mfn, b->mfn2, b->peeked};
+        for (unsigned k = 0; k < 3; k++)
             if (!mfn_eq(frames[k], INVALID_MFN) && ed->page_list[mfn_x(frames[k])]) { /* else it may be another's by now */
                 ed->page_list[mfn_x(frames[k])] = NULL;
                 __atomic_and_fetch(&frame_page(d->hv, frames[k])->flags, ~PGC_code, __ATOMIC_SEQ_CST);
@@ -205,13 +205,13 @@ struct block *block_alloc(struct engine_vcpu *e, uint64_t pc, unsigned mode)
 {
     struct engine_domain *ed = e->vcpu->domain->engine;
     if (ed->nr_blocks == MAX_BLOCKS || ed->hot_end - ed->hot < BLOCK_ROOM || ed->cold_end - ed->cold < BLOCK_ROOM ||
-        ed->nr_page_pool + 2 > 2 * MAX_BLOCKS || ed->nr_faults + 256 > MAX_FAULT_POINTS)
+        ed->nr_page_pool + 3 > 3 * MAX_BLOCKS || ed->nr_faults + 256 > MAX_FAULT_POINTS)
         cache_flush(e);
     struct block *b = &ed->blocks[ed->nr_blocks]; /* counted by block_publish */
     memset(b, 0, sizeof(*b));
     b->pc = pc;
     b->mode = mode;
-    b->mfn = b->mfn2 = INVALID_MFN;
+    b->mfn = b->mfn2 = b->peeked = INVALID_MFN;
     return b;
 }
 
@@ -237,6 +237,8 @@ void block_insert(struct engine_domain *ed, struct block *b)
     page_list_add(ed, b->mfn, b);
     if (!mfn_eq(b->mfn2, INVALID_MFN))
         page_list_add(ed, b->mfn2, b);
+    if (!mfn_eq(b->peeked, INVALID_MFN))
+        page_list_add(ed, b->peeked, b);
 }
 
 /* The last block whose code starts at or before a host address. */
@@ -338,16 +340,25 @@ void block_kill_frame(struct engine_domain *ed, mfn_t mfn)
 
 void block_unlink_frame(struct engine_domain *ed, mfn_t mfn)
 {
-    for (struct page_blocks *p = ed->page_list[mfn_x(mfn)]; p; p = p->next)
-        if (!p->block->dead)
+    for (struct page_blocks *p = ed->page_list[mfn_x(mfn)]; p; p = p->next) {
+        if (p->block->dead)
+            continue;
+        if (mfn_eq(p->block->peeked, mfn)) /* what it saw may be another page's tomorrow, and no look-up would tell */
+            block_kill(ed, p->block);
+        else
             cut_all_ways_in(ed, p->block);
+    }
 }
 
 void block_unlink_all(struct engine_domain *ed)
 {
-    for (uint32_t i = 0; i < ed->nr_blocks; i++)
-        if (!ed->blocks[i].dead)
-            cut_incoming(ed, &ed->blocks[i]);
+    for (uint32_t i = 0; i < ed->nr_blocks; i++) {
+        struct block *b = &ed->blocks[i];
+        if (!b->dead && !mfn_eq(b->peeked, INVALID_MFN))
+            block_kill(ed, b);
+        else if (!b->dead)
+            cut_incoming(ed, b);
+    }
 }
 
 /* ---- frames with code ------------------------------------------------------------------------------------------- */

@@ -170,6 +170,7 @@ struct block {
     uint8_t *checked_entry; /* for indirect ones: compares r10 with pc first, flags saved */
     uint8_t *end;
     mfn_t mfn, mfn2;        /* frames of its bytes; mfn2 invalid unless it straddles */
+    mfn_t peeked;           /* frame whose bytes said which flags are dead; invalid unless it is another one */
     struct block *hash_next;
     struct link links[BLOCK_LINKS], *incoming;
     uint8_t nr_links;

@@ -44,7 +44,7 @@ struct translator {
     unsigned word;  /* and bytes of a stack slot */
     enum flags_at flags;
     const uint8_t *page; /* the host's view of the page the block starts in */
-    uint64_t page_vaddr;
+    uint64_t page_vaddr, peeked_vaddr;
     struct place at; /* what emit_operand and emit_stack_slot found */
     unsigned nr_slow, nr_groups;
     uint8_t held; /* the group whose distance is in T0 */
