@@ -77,12 +77,14 @@ int cache_create(struct engine_domain *ed)
     if (!map_code(ed))
         return -XEN_ENOMEM;
     ed->blocks = map_sparse(MAX_BLOCKS * sizeof(struct block));
+    ed->links = map_sparse(MAX_LINKS * sizeof(struct link));
     ed->hash = map_sparse(sizeof(struct block *) << BLOCK_HASH_BITS);
     ed->page_list = map_sparse(page_list_bytes(ed));
     ed->page_pool = map_sparse(3 * MAX_BLOCKS * sizeof(struct page_blocks));
     ed->fault_offset = map_sparse(MAX_FAULT_POINTS * sizeof(uint32_t));
     ed->fault_pc = map_sparse(MAX_FAULT_POINTS * sizeof(uint64_t));
-    if (!ed->cache || !ed->blocks || !ed->hash || !ed->page_list || !ed->page_pool || !ed->fault_offset || !ed->fault_pc) {
+    if (!ed->cache || !ed->blocks || !ed->links || !ed->hash || !ed->page_list || !ed->page_pool || !ed->fault_offset ||
+        !ed->fault_pc) {
         cache_destroy(ed);
         return -XEN_ENOMEM;
     }
@@ -103,6 +105,7 @@ void cache_destroy(struct engine_domain *ed)
     unmap(ed->cache + ed->alias, CACHE_BYTES);
     unmap(ed->cache, CACHE_BYTES);
     unmap(ed->blocks, MAX_BLOCKS * sizeof(struct block));
+    unmap(ed->links, MAX_LINKS * sizeof(struct link));
     unmap(ed->hash, sizeof(struct block *) << BLOCK_HASH_BITS);
     unmap(ed->page_list, page_list_bytes(ed));
     unmap(ed->page_pool, 3 * MAX_BLOCKS * sizeof(struct page_blocks));
@@ -174,7 +177,7 @@ void cache_flush(struct engine_vcpu *e)
     memset(ed->hash, 0, sizeof(struct block *) << BLOCK_HASH_BITS);
     ed->hot = ed->hot_start;
     ed->cold = ed->cold_start;
-    ed->nr_blocks = ed->nr_page_pool = ed->nr_faults = 0;
+    ed->nr_blocks = ed->nr_links = ed->nr_page_pool = ed->nr_faults = 0;
     ed->page_free = NULL;
     ed->liveness_generation++;
     ed->stats.cache_flushes++;
@@ -205,18 +208,23 @@ struct block *block_alloc(struct engine_vcpu *e, uint64_t pc, unsigned mode)
 {
     struct engine_domain *ed = e->vcpu->domain->engine;
     if (ed->nr_blocks == MAX_BLOCKS || ed->hot_end - ed->hot < BLOCK_ROOM || ed->cold_end - ed->cold < BLOCK_ROOM ||
-        ed->nr_page_pool + 3 > 3 * MAX_BLOCKS || ed->nr_faults + 256 > MAX_FAULT_POINTS)
+        ed->nr_links + BLOCK_LINKS > MAX_LINKS || ed->nr_page_pool + 3 > 3 * MAX_BLOCKS || ed->nr_faults + 256 > MAX_FAULT_POINTS)
         cache_flush(e);
     struct block *b = &ed->blocks[ed->nr_blocks]; /* counted by block_publish */
     memset(b, 0, sizeof(*b));
     b->pc = pc;
     b->mode = mode;
+    b->links = &ed->links[ed->nr_links]; /* counted by block_publish as well */
     b->mfn = b->mfn2 = b->peeked = INVALID_MFN;
     return b;
 }
 
 /* A fault handler of another vCPU may be searching the blocks: they are counted when their address is known. */
-void block_publish(struct engine_domain *ed) { __atomic_store_n(&ed->nr_blocks, ed->nr_blocks + 1, __ATOMIC_RELEASE); }
+void block_publish(struct engine_domain *ed)
+{
+    ed->nr_links += ed->blocks[ed->nr_blocks].nr_links;
+    __atomic_store_n(&ed->nr_blocks, ed->nr_blocks + 1, __ATOMIC_RELEASE);
+}
 
 static void page_list_add(struct engine_domain *ed, mfn_t mfn, struct block *b)
 {

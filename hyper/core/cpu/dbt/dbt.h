@@ -163,7 +163,8 @@ struct link {
     uint64_t pc;
 };
 
-#define BLOCK_LINKS 2
+#define BLOCK_LINKS 4
+#define MAX_LINKS (3 * MAX_BLOCKS)
 struct block {
     uint64_t pc;
     uint8_t *entry;         /* for direct jumps: flags in the host's */
@@ -172,7 +173,7 @@ struct block {
     mfn_t mfn, mfn2;        /* frames of its bytes; mfn2 invalid unless it straddles */
     mfn_t peeked;           /* frame whose bytes said which flags are dead; invalid unless it is another one */
     struct block *hash_next;
-    struct link links[BLOCK_LINKS], *incoming;
+    struct link *links, *incoming;
     uint8_t nr_links;
     uint16_t mode;
     bool dead;
@@ -211,7 +212,8 @@ struct engine_domain {
     struct trampolines tr;
     uint32_t *guard;                /* an inaccessible page: where a kicked vCPU's poll pointer points */
     struct block *blocks;           /* in order of their host address */
-    uint32_t nr_blocks;
+    struct link *links;             /* those of a block lie together */
+    uint32_t nr_blocks, nr_links;
     struct block **hash;
     struct page_blocks **page_list; /* by mfn - sparse */
     struct page_blocks *page_pool, *page_free;

@@ -66,7 +66,8 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
     case INSN_JCC:
         flags_to_host(t, false);
         emit_link(t, 0x0f80 | (i->opcode & 15), i->target);
-        emit_link(t, 0xe9, i->pc + i->length);
+        if (left == 1)
+            emit_link(t, 0xe9, i->pc + i->length);
         break;
     case INSN_JRCXZ: translate_jrcxz(t, i, after); break;
     case INSN_JMP:
@@ -111,6 +112,15 @@ static bool may_loop(const struct insn *last)
     return false;
 }
 
+/* Does the block go on behind this instruction? Past a conditional jump forward, when not taken: mostly it isn't, and looked-up
+ * bases, flags and the poll serve for longer. */
+static bool goes_on(const struct translator *t, const struct insn *i, unsigned *side_exits)
+{
+    if (i->kind == INSN_JCC && !t->single)
+        return i->target > i->pc && ++*side_exits < BLOCK_LINKS - 1;
+    return !insn_ends_block(i);
+}
+
 /* Reads the block's instructions. The frames are registered as code before their bytes are read, so that a store in between
  * is seen; 0: the first one can't be fetched. */
 static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc)
@@ -123,7 +133,7 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
     code_frame_register(t->e, t->b->mfn);
     t->page = frame_host(hv, t->b->mfn);
     t->page_vaddr = page_of(pc);
-    unsigned n = 0;
+    unsigned n = 0, side_exits = 0;
     for (uint64_t q = pc; n < (t->single ? 1 : MAX_INSNS) && page_of(q) == t->page_vaddr;) {
         uint8_t bytes[DECODE_BYTES] = {0};
         unsigned offset = q & ~PAGE_MASK, here = PAGE_SIZE - offset;
@@ -142,7 +152,7 @@ static unsigned read_block(struct translator *t, struct insn *insns, uint64_t pc
                 t->b->mfn2 = next;
         }
         q += insns[n++].length;
-        if (insn_ends_block(&insns[n - 1]))
+        if (!goes_on(t, &insns[n - 1], &side_exits))
             break;
     }
     return n;
@@ -168,6 +178,8 @@ static void emit_block(struct translator *t, const struct insn *insns, unsigned 
     plan_groups(t, n);
     uint16_t live = t->single ? X86_STATUS : live_at_end(t, last); /* after a single step everybody may look */
     for (int k = n - 1; k >= 0; k--) {
+        if (insns[k].kind == INSN_JCC && k < (int)n - 1)
+            live |= live_at(t, insns[k].target);
         after[k] = live;
         live = (live & ~insns[k].flags_kill) | insns[k].flags_read;
         before[k] = live;
