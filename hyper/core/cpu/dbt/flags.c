@@ -11,6 +11,7 @@
 
 void save_flags(struct translator *t)
 {
+    t->in_t1 = -1;
     emit_mov(&t->m, T1, H_RAX);
     EMIT(&t->m, "\x9f\x0f\x90\xc0\x66"); /* lahf; seto al; and 16 bits of it: */
     emit_gs(&t->m, false, 0x89, H_RAX, OFFSET(cpu.status));
@@ -19,6 +20,7 @@ void save_flags(struct translator *t)
 
 void restore_flags(struct translator *t, bool busy)
 {
+    t->in_t1 = -1;
     if (busy)
         emit_store_gs(&t->m, OFFSET(scratch0), H_RAX);
     else

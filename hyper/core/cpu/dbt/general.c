@@ -149,7 +149,10 @@ static bool translate_in_place(struct translator *t, const struct insn *i)
     if (store_form && reg_spilled && !rm_spilled) { /* op rm, reg turned into op reg, rm */
         struct insn turned = *i;
         turned.opcode += 2;
-        emit_insn(t, &turned, host_of[i->rm], RM_GS, REG_OFFSET(i->reg));
+        if (t->in_t1 == i->reg)
+            emit_insn(t, &turned, host_of[i->rm], RM_REGISTER, T1);
+        else
+            emit_insn(t, &turned, host_of[i->rm], RM_GS, REG_OFFSET(i->reg));
         return true;
     }
     if (!rm_spilled || reg_spilled || i->memory_size > i->operand_size)
@@ -160,7 +163,11 @@ static bool translate_in_place(struct translator *t, const struct insn *i)
     if (!reads_only && !overwrites)
         return false;
     note_fault_point(t, i);
-    emit_insn(t, i, reg_gpr ? (unsigned)host_of[i->reg] : i->reg, RM_GS, REG_OFFSET(i->rm));
+    bool at_hand = t->in_t1 == i->rm;
+    if (at_hand && overwrites)
+        t->in_t1 = -1;
+    emit_insn(t, i, reg_gpr ? (unsigned)host_of[i->reg] : i->reg, at_hand && reads_only ? RM_REGISTER : RM_GS,
+              at_hand && reads_only ? (unsigned)T1 : REG_OFFSET(i->rm));
     return true;
 }
 
@@ -181,9 +188,10 @@ void translate_register_form(struct translator *t, const struct insn *i, bool ne
         r = reg_spill ? T0 : (unsigned)host_of[r];
     if (rm_gpr)
         m = !rm_spill ? (unsigned)host_of[m] : same ? T0 : T1;
-    if (reg_spill)
+    bool whole = i->operand_size >= 4 && !i->rm_is_byte; /* what is written leaves nothing of before */
+    if (reg_spill && ((i->access & REG_READ) || same || !whole))
         emit_load_gs(&t->m, T0, REG_OFFSET(i->reg));
-    if (rm_spill && !same)
+    if (rm_spill && !same && t->in_t1 != i->rm && ((i->access & RM_READ) || !whole))
         emit_load_gs(&t->m, T1, REG_OFFSET(i->rm));
     if (byte_without_rex(i->rm_is_byte, i) && i->rm >= 4 && (r & 8)) { /* movzx esp, ah: through the vCPU */
         emit_gs(&t->m, false, 0x88, i->rm, OFFSET(scratch1));
@@ -196,8 +204,20 @@ void translate_register_form(struct translator *t, const struct insn *i, bool ne
         emit_store_gs(&t->m, REG_OFFSET(i->reg), T0);
     if (rm_spill && !same && (i->access & RM_WRITE))
         emit_store_gs(&t->m, REG_OFFSET(i->rm), T1);
+    if (rm_spill && !same)
+        t->in_t1 = i->rm;
+    else if (reg_spill && t->in_t1 == i->reg)
+        t->in_t1 = -1; /* perhaps written */
     if (i->flags_touch)
         t->flags = FLAGS_HOST;
+}
+
+bool keeps_t1(struct translator *t, const struct insn *i)
+{
+    if (i->kind == INSN_GENERAL)
+        return i->mod == 3;
+    return (i->kind == INSN_NOP || i->kind == INSN_LEA || i->kind == INSN_REG_OPCODE || i->kind == INSN_VERBATIM ||
+            i->kind == INSN_JCC) && keeps_distance(t, i);
 }
 
 void translate_verbatim(struct translator *t, const struct insn *i, bool need)

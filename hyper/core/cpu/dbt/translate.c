@@ -16,6 +16,8 @@ static unsigned translate_insn(struct translator *t, const struct insn *i, unsig
     bool need = needs_flags(i, after);
     if (!keeps_distance(t, i))
         t->held = NO_GROUP;
+    if (!keeps_t1(t, i))
+        t->in_t1 = -1;
     if (i->fpu && (t->b->mode & MODE_NO_FPU)) {
         emit_exit(t, i->pc, DBT_NO_DEVICE);
         return left;
@@ -192,6 +194,7 @@ static void emit_block(struct translator *t, const struct insn *insns, unsigned 
     }
     t->b->entry = t->m.p;
     t->flags = FLAGS_HOST;
+    t->in_t1 = -1;
     if (may_loop(last) && !t->single) {
         emit_load_gs(&t->m, T1, OFFSET(poll));
         EMIT(&t->m, "\x45\x8b\x1b"); /* mov r11d, [r11] */

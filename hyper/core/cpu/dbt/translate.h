@@ -48,6 +48,7 @@ struct translator {
     struct place at; /* what emit_operand and emit_stack_slot found */
     unsigned nr_slow, nr_groups;
     uint8_t held; /* the group whose distance is in T0 */
+    int8_t in_t1; /* the guest register that T1 holds as well as the vCPU; -1: none */
     /* Not cleared at the start of a block: */
     uint8_t group_of[MAX_INSNS];
     struct group group[MAX_INSNS];
@@ -153,6 +154,9 @@ void translate_helper(struct translator *t, const struct insn *i, enum helper h,
 void translate_string(struct translator *t, const struct insn *i, uint16_t live_before);
 void translate_fxsave(struct translator *t, const struct insn *i, uint16_t live_before);
 void translate_xsave(struct translator *t, const struct insn *i, uint16_t live_before);
+
+/* Does the instruction leave T1 alone, or care for t->in_t1 itself? */
+bool keeps_t1(struct translator *t, const struct insn *i);
 
 /* ---- jumps.c ---------------------------------------------------------------------------------------------------- */
 void emit_rip(struct translator *t, uint64_t pc);
