@@ -175,7 +175,9 @@ enum engine_exit dbt_run(struct vcpu *v)
     bool single = e->single_step;
     check_mode(e);
     for (;;) {
-        atomic_store(&e->poll, &e->poll_target);
+        /* vcpu_kick sets `kick` before the pointer, so it is not lost when the pointer still looks untouched here. */
+        if (atomic_load_explicit(&e->poll, memory_order_acquire) != &e->poll_target)
+            atomic_store(&e->poll, &e->poll_target);
         if (atomic_load(&v->kick)) {
             e->single_step = single;
             return EXIT_KICK;
