@@ -19,12 +19,13 @@ from tests.translator.atoms.base import (
 from tests.translator.atoms.control import Control
 from tests.translator.atoms.faults import Faults
 from tests.translator.atoms.integer import Integer
+from tests.translator.atoms.records import Records
 from tests.translator.atoms.self_modifying import SelfModifying
 from tests.translator.atoms.stack import Stack
 from tests.translator.atoms.strings import Strings
 
 
-class Generator(Integer, Stack, Control, Strings, Avx, Faults, SelfModifying):
+class Generator(Integer, Stack, Control, Strings, Avx, Faults, Records, SelfModifying):
     """Makes programs of one profile."""
 
     def function(self, number: int) -> list[Atom]:
@@ -94,6 +95,7 @@ AVX = kinds(
     5 vex_gpr 8 bmi 3 trailing_zeros 4 masked_move 3 gather 2 xsave_area"""
 )
 AVX_FAULTS = kinds("""2 bad_xsave_header 2 misaligned_ymm 3 vex_exception 4 masked_move 4 gather""")
+RECORDS = kinds("""6 record 3 two_views 2 fixed_record""")
 X87_KINDS = kinds("""10 x87 1 x87_control 1 fpu_image 2 mmx""")
 FAULTS = kinds(
     """3 divide_error 2 misaligned 2 simd_exception 1 bad_mxcsr 2 x87_exception 1 undefined 2 privileged 3
@@ -121,6 +123,10 @@ PROFILES: dict[str, Kinds] = {
     "strings": [*INTEGER, *scaled(10, STRINGS), *STACK_KINDS],
     "sse": [*scaled(1, INTEGER), *scaled(5, SSE_KINDS)],
     "x87": [*scaled(1, INTEGER), *scaled(8, X87_KINDS)],
+    "records": [*INTEGER, *scaled(2, STACK_KINDS), *CONTROL, *scaled(6, RECORDS)],
+    "records-faults": [*INTEGER, *STACK_KINDS, *scaled(6, RECORDS), *FAULTS],
+    "avx-records": [*INTEGER, *scaled(3, RECORDS), (40, "vex_record")],
+    "rewriting-records": [*INTEGER, *STACK_KINDS, *CONTROL, *scaled(5, RECORDS), (20, "rewritten")],
     "extended": [*INTEGER, *STACK_KINDS, *SSE_KINDS, *scaled(5, EXTENDED)],
     "avx": [*INTEGER, *SSE_KINDS, *EXTENDED, *scaled(5, AVX)],
     "avx-faults": [*INTEGER, *SSE_KINDS, *scaled(3, AVX), *scaled(5, AVX_FAULTS), *FAULTS],

@@ -62,7 +62,6 @@ FAMILIES = {
 }
 
 
-
 def invalid(text: str) -> list[Program]:
     programs: list[Program] = []
     for instruction in text.split(","):
