@@ -36,7 +36,7 @@ def test_flags_at_each_fault(checker: Checker) -> None:
 
 @pytest.mark.parametrize(
     "profile",
-    """control strings mixed records records-faults faults straight-faults avx-faults self-modifying""".split(),
+    "control strings mixed records records-faults faults straight-faults avx-faults self-modifying".split(),
 )
 def test_disturbed_by_others(checker: Checker, profile: str) -> None:
     """Whenever the vCPU asks for the domain lock, somebody may have flushed its TLB or killed its code."""

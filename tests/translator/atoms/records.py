@@ -110,7 +110,7 @@ class Records(Base):
         return [*lines, *self.definer()]
 
     def vex_record(self) -> Atom:
-        """VEX-encoded instructions among the accesses, some with operands that the translator keeps in memory."""
+        """VEX-encoded instructions among them, some with operands that the translator keeps in memory."""
         base = reg(self.rng.choice((3, 5, 6, 11, 15)), 8)
         lines = [self.load_pointer(self.number_of(base), self.record_start())]
         for _ in range(self.rng.randint(2, 7)):

@@ -215,7 +215,7 @@ void translate_register_form(struct translator *t, const struct insn *i, bool ne
 bool keeps_t1(struct translator *t, const struct insn *i)
 {
     if (i->kind == INSN_GENERAL)
-        return i->mod == 3 && i->map < 2;
+        return i->mod == 3 && i->map < 2 && !i->vex;
     return (i->kind == INSN_NOP || i->kind == INSN_LEA || i->kind == INSN_REG_OPCODE || i->kind == INSN_VERBATIM ||
             i->kind == INSN_JCC) && keeps_distance(t, i);
 }
