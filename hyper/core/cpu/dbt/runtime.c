@@ -222,8 +222,9 @@ static unsigned dbt_fetch(struct vcpu *v, uint64_t vaddr, uint8_t *to)
 
 static uint64_t books_bytes(const struct engine_domain *ed)
 {
-    return sizeof(*ed) + ed->nr_blocks * sizeof(struct block) + ed->nr_page_pool * sizeof(struct page_blocks) +
-           ed->nr_faults * (sizeof(uint32_t) + sizeof(uint64_t)) + (sizeof(struct block *) << BLOCK_HASH_BITS);
+    return sizeof(*ed) + ed->nr_blocks * sizeof(struct block) + ed->nr_links * sizeof(struct link) +
+           ed->nr_page_pool * sizeof(struct page_blocks) + ed->nr_faults * (sizeof(uint32_t) + sizeof(uint64_t)) +
+           (sizeof(struct block *) << BLOCK_HASH_BITS);
 }
 
 static void dbt_statistics(struct domain *d, struct engine_statistics *out)
