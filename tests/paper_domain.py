@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import trio
 
-from dom0.endpoints import listening
 from dom0.xenstored import sockets
 from dom0.xenstored.rings import GuestRing
 from domu.domain import Domain
@@ -27,6 +26,7 @@ from hyper.guest import Port, xenstore
 from hyper.guest.rings import ConsoleRing
 from hyper.guest.xenstore import XenstoreClient
 from hyper.public.errors import OutOfFrames
+from hyper.public.listening import listening
 from tests.paper_ports import PaperPort, bind, pair
 from tests.xenstore_kit import memory_daemon
 

@@ -29,6 +29,7 @@ from backends.netback.binding import Capture, Switch
 from backends.netback.config import ConfigError, network_from, parse_forward
 from backends.netback.nat import NatError
 from backends.netback.networks import Networks, RunningNetwork, describe_port
+from hyper.public.listening import clients, listening
 from hyper.public.paths import HostPaths
 
 log = structlog.get_logger("netback")
@@ -49,28 +50,11 @@ class Control:
         self, paths: HostPaths, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """For ever. Started when clients can connect. Raises: OSError."""
-        path = paths.netback
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            path.unlink(missing_ok=True)
-            old = os.umask(0o177)
-            try:
-                listener.bind(os.fspath(path))
-            finally:
-                os.umask(old)
-            listener.listen(16)
-            listener.setblocking(False)
-            try:
-                async with trio.open_nursery() as nursery:
-                    task_status.started()
-                    while True:
-                        await trio.lowlevel.wait_readable(listener)
-                        try:
-                            client, _ = listener.accept()
-                        except BlockingIOError:
-                            continue
-                        nursery.start_soon(self._serve, client)
-            finally:
-                path.unlink(missing_ok=True)
+        with listening(paths.netback, socket.SOCK_SEQPACKET) as listener:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                async for client in clients(listener):
+                    nursery.start_soon(self._serve, client)
 
     async def _serve(self, client: socket.socket) -> None:
         """One connection; what goes wrong in it ends it alone."""

@@ -14,12 +14,12 @@ from typing import Protocol
 import structlog
 import trio
 
-from dom0.endpoints import clients, listening
 from dom0.xenconsoled.logfile import LogWriter
 from dom0.xenconsoled.scrollback import Scrollback
 from dom0.xenconsoled.viewer import Viewer
 from hyper.guest.rings import ConsoleRing, RingError
 from hyper.public.errors import GrantError
+from hyper.public.listening import clients, listening
 
 log = structlog.get_logger("xenconsoled")
 

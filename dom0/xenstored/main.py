@@ -15,7 +15,6 @@ from pathlib import Path
 import structlog
 import trio
 
-from dom0.endpoints import listening
 from dom0.xenstored import sockets
 from dom0.xenstored.daemon import Daemon
 from dom0.xenstored.journal import JournalError
@@ -23,6 +22,7 @@ from dom0.xenstored.restart import fire_all_watches
 from dom0.xenstored.xenstore import Xenstore
 from hyper.public import daemon
 from hyper.public.daemon import announce_ready, cancel_on_sigterm
+from hyper.public.listening import listening
 from hyper.public.paths import HostPaths
 
 log = structlog.get_logger("xenstored")

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from dom0.endpoints import clients
 from dom0.xenstored.connection import Connection
 from dom0.xenstored.daemon import Daemon
+from hyper.public.listening import clients
 from hyper.public.xs_wire import Decoder, ProtocolError
 
 log = structlog.get_logger("xenstored")

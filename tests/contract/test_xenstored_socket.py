@@ -21,10 +21,10 @@ import pytest
 import trio
 import trio.testing
 
-from dom0.endpoints import listening
 from dom0.xenstored import sockets
 from dom0.xenstored.connection import Connection
 from dom0.xenstored.xenstore import Xenstore
+from hyper.public.listening import listening
 from hyper.public.xs_wire import XsType as X
 from tests.xenstore_kit import PATIENCE, Caller, DirectCaller, Guest, Reply, SocketCaller, memory_daemon
 from tests.xenstore_oracle import Oracle, build_preload, run_oracle, xen_utils

@@ -13,13 +13,13 @@ import trio.testing
 
 from backends import bus
 from backends.bus import DeviceError, Link, run_connections
-from dom0.endpoints import listening
 from dom0.xenstored import sockets
 from dom0.xenstored.daemon import Daemon
 from dom0.xenstored.xenstore import Xenstore
 from hyper.guest import Hypervisor, xenstore
 from hyper.guest.xenstore import XenstoreClient
 from hyper.public.errors import BadArgument
+from hyper.public.listening import listening
 from hyper.public.xenbus import XenbusState as S
 from tests.xenstore_kit import PATIENCE
 

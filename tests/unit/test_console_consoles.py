@@ -11,7 +11,6 @@ import pytest
 import trio
 import trio.testing
 
-from dom0.endpoints import listening
 from dom0.xenconsoled.consoles import Consoles
 from dom0.xenstored import sockets
 from dom0.xenstored.daemon import Daemon
@@ -19,6 +18,7 @@ from dom0.xenstored.xenstore import Xenstore
 from hyper.guest import Hypervisor, xenstore
 from hyper.guest.xenstore import XenstoreClient
 from hyper.public.errors import BadArgument, GrantError, NoSuchNode
+from hyper.public.listening import listening
 from hyper.public.paths import HostPaths
 from tests.console_kit import ConsoleGuest
 from tests.xenstore_kit import PATIENCE, MemoryPage, MemoryPort

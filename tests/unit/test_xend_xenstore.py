@@ -13,9 +13,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from dom0.endpoints import listening
 from dom0.xenstored import sockets
 from hyper.guest import xenstore
+from hyper.public.listening import listening
 from tests.xenstore_kit import memory_daemon
 from toolstack.xend import layout
 from toolstack.xend import xenstore as xend_xenstore

@@ -10,13 +10,13 @@ import pytest
 import trio
 import trio.testing
 
-from dom0.endpoints import listening
 from dom0.xenstored import sockets
 from dom0.xenstored.daemon import Daemon
 from dom0.xenstored.xenstore import Xenstore
 from hyper.guest import xenstore
 from hyper.guest.xenstore import Transaction, XenstoreClient, XenstoreGone
 from hyper.public.errors import AlreadyExists, BadArgument, NoSuchNode, TooBig, TryAgain, XenErrno
+from hyper.public.listening import listening
 from hyper.public.xs_wire import HEADER
 from tests.xenstore_kit import PATIENCE
 
