@@ -9,27 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NewType, Protocol
 
+from hyper.public.types import ProcessDomain
+
 HvHandle = NewType("HvHandle", object)
 """A machine: hv_t *."""
 ConnHandle = NewType("ConnHandle", object)
 """A process of a process domain: hv_conn_t *."""
-
-
-@dataclass(frozen=True)
-class ProcessStart:
-    """struct hv_process: what a process domain finds at its start."""
-
-    base_mfn: int
-    nr_frames: int
-    serial: int
-    shared_info_mfn: int
-    grant_mfn: int
-    store_mfn: int
-    console_mfn: int
-    first_free_mfn: int
-    nr_grant_frames: int
-    store_port: int
-    console_port: int
 
 
 @dataclass(frozen=True)
@@ -54,8 +39,8 @@ class Core(Protocol):
     def bank_fd(self, hv: HvHandle) -> int: ...
     def bank_bytes(self, hv: HvHandle) -> int: ...
     def max_mfn(self, hv: HvHandle) -> int: ...
-    def adopt(self, hv: HvHandle, domid: int, bank_bytes: int) -> tuple[int, ProcessStart | None]: ...
-    def process_bank(self, hv: HvHandle, domid: int) -> tuple[int, ProcessStart | None, int]:
+    def adopt(self, hv: HvHandle, domid: int, bank_bytes: int) -> tuple[int, ProcessDomain | None]: ...
+    def process_bank(self, hv: HvHandle, domid: int) -> tuple[int, ProcessDomain | None, int]:
         """(result, start, the bank's memfd); the descriptor is the caller's."""
         ...
 
@@ -168,20 +153,20 @@ class _CffiCore:
     def max_mfn(self, hv: HvHandle) -> int:
         return self._lib.hv_max_mfn(hv)
 
-    def adopt(self, hv: HvHandle, domid: int, bank_bytes: int) -> tuple[int, ProcessStart | None]:
+    def adopt(self, hv: HvHandle, domid: int, bank_bytes: int) -> tuple[int, ProcessDomain | None]:
         out = self._ffi.new("struct hv_process *")
         ret = self._lib.hv_adopt(hv, domid, bank_bytes, out)
         return ret, self._start(out) if ret >= 0 else None
 
-    def process_bank(self, hv: HvHandle, domid: int) -> tuple[int, ProcessStart | None, int]:
+    def process_bank(self, hv: HvHandle, domid: int) -> tuple[int, ProcessDomain | None, int]:
         out = self._ffi.new("struct hv_process *")
         fd = self._ffi.new("int *", -1)
         ret = self._lib.hv_process_bank(hv, domid, out, fd)
         return (ret, self._start(out), fd[0]) if ret >= 0 else (ret, None, -1)
 
-    def _start(self, out: Any) -> ProcessStart:
+    def _start(self, out: Any) -> ProcessDomain:
         names = self._ffi.typeof("struct hv_process").fields
-        return ProcessStart(**{name: getattr(out, name) for name, _ in names})
+        return ProcessDomain(**{name: getattr(out, name) for name, _ in names})
 
     def console_write(self, hv: HvHandle, text: bytes) -> None:
         self._lib.hv_console_write(hv, text, len(text))

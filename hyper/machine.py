@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from hyper.binding import ConnHandle, Core, CoreConfig, HvHandle, ProcessStart
+from hyper.binding import ConnHandle, Core, CoreConfig, HvHandle
 from hyper.public.errors import XenErrno, xen_error
+from hyper.public.types import ProcessDomain
 
 ERESTART = -XenErrno.ERESTART
 
@@ -59,11 +60,11 @@ class Machine:
         """Every frame of any bank at any time is below."""
         return self.core.max_mfn(self.hv)
 
-    def adopt(self, domid: int, bank_bytes: int) -> tuple[int, ProcessStart | None]:
+    def adopt(self, domid: int, bank_bytes: int) -> tuple[int, ProcessDomain | None]:
         """Makes an empty, paused PV domain a process domain. 0 or -XEN_E*, and what it will find."""
         return self.core.adopt(self.hv, domid, bank_bytes)
 
-    def process_bank(self, domid: int) -> tuple[int, ProcessStart | None, int]:
+    def process_bank(self, domid: int) -> tuple[int, ProcessDomain | None, int]:
         """(0, what `domid` found at its start, its bank's memfd, the caller's to close); -ENOENT for a domain
         in the main bank.
         """

@@ -15,9 +15,10 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyper.binding import ConnHandle, CoreConfig, HvHandle, ProcessStart
+from hyper.binding import ConnHandle, CoreConfig, HvHandle
 from hyper.guest import abi
 from hyper.public.errors import XenErrno as E
+from hyper.public.types import ProcessDomain
 
 RESTARTS, FAILS = 62, 63
 PRIVATE_GREF = 900
@@ -173,10 +174,10 @@ class FakeCore:
     def max_mfn(self, hv: Any) -> int:
         return int(hv.config.memory_bytes) >> 12
 
-    def adopt(self, hv: Any, domid: int, bank_bytes: int) -> tuple[int, ProcessStart | None]:
+    def adopt(self, hv: Any, domid: int, bank_bytes: int) -> tuple[int, ProcessDomain | None]:
         return -E.ESRCH, None  # process domains are the real core's
 
-    def process_bank(self, hv: Any, domid: int) -> tuple[int, ProcessStart | None, int]:
+    def process_bank(self, hv: Any, domid: int) -> tuple[int, ProcessDomain | None, int]:
         return -E.ENOENT if domid < 2 else -E.ESRCH, None, -1
 
     def conn_make_arena(self, conn: Any, nbytes: int) -> tuple[int, int]:

@@ -3,11 +3,12 @@ hyper/guest/README.md.
 """
 
 from hyper.guest.arena import Arena, Buffer
-from hyper.guest.client import Hypervisor, ProcessDomain, attach, connect
+from hyper.guest.client import Hypervisor, attach, connect
 from hyper.guest.grants import GrantCopy, Mapping
 from hyper.guest.memory import Pages
 from hyper.guest.ports import Port
 from hyper.public.errors import GrantError, HypervisorGone, XenError
+from hyper.public.types import ProcessDomain
 
 __all__ = [
     "Arena",

@@ -15,7 +15,6 @@ import select
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +31,10 @@ from hyper.guest.ports import Port
 from hyper.public import wire
 from hyper.public.errors import GrantError, HypervisorGone, XenErrno, xen_error
 from hyper.public.packets import as_packet_socket, close_fds, receive_packet, send_packet
-from hyper.public.types import PAGE_SHIFT, DomId, EvtchnPort, GrantHandle, Mfn, Virq
+from hyper.public.types import PAGE_SHIFT, DomId, EvtchnPort, GrantHandle, Mfn, ProcessDomain, Virq
 
 _U64 = (1 << 64) - 1
 _HUNG_UP = "hyper has hung up"
-
-
-@dataclass(frozen=True)
-class ProcessDomain:
-    """What a process domain finds in its bank at its start (struct hv_process). Its gfns are mfns.
-
-    From first_free_mfn to the end of the bank it is RAM that nothing lies in.
-    """
-
-    base_mfn: int
-    nr_frames: int
-    serial: int
-    shared_info_mfn: int
-    grant_mfn: int
-    store_mfn: int
-    console_mfn: int
-    first_free_mfn: int
-    nr_grant_frames: int
-    store_port: int
-    console_port: int
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NewType
 
 DomId = NewType("DomId", int)
@@ -24,3 +25,23 @@ GrantHandle = NewType("GrantHandle", int)
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
+
+
+@dataclass(frozen=True)
+class ProcessDomain:
+    """What a process domain finds in its bank at its start (struct hv_process). Its gfns are mfns.
+
+    From first_free_mfn to the end of the bank it is RAM that nothing lies in.
+    """
+
+    base_mfn: int
+    nr_frames: int
+    serial: int
+    shared_info_mfn: int
+    grant_mfn: int
+    store_mfn: int
+    console_mfn: int
+    first_free_mfn: int
+    nr_grant_frames: int
+    store_port: int
+    console_port: int

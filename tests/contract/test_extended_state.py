@@ -9,24 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from hyper.machine import Machine
 from hyper.public.errors import XenError
-from tests.core_kit import Process, lib, real_machine
+from tests.core_kit import Process, lib
 
 X87, SSE, AVX = 1, 2, 4
 AREA = 832
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    with real_machine() as machine:
-        yield machine
-
-
-@pytest.fixture
-def dom0(machine: Machine) -> Iterator[Process]:
-    with Process(machine) as process:
-        yield process
 
 
 @pytest.fixture
